@@ -37,7 +37,7 @@ def shared_data() -> RealData:
 
 @pytest.fixture(scope="session")
 def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny phantom: 8 patients of about 26 x 22 x 18 voxels, 4 labelled, 2 unlabelled, 2 held out. Read only."""
+    """A tiny phantom, read only: 8 patients, about 26 x 22 x 18, 2 of them unlabelled, 2 held out."""
     out = tmp_path_factory.mktemp("data") / "Phantom"
     return make_phantom(
         out, patients=8, unlabelled=2, held_out=2, size=(26, 22, 18), spacing_mm=(3.0, 3.2, 4.5)

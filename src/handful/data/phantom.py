@@ -1,11 +1,12 @@
 """A data set that can be made anywhere: torsos with organs, drawn by formula, different in every patient.
 
 Each patient is an upright torso described by a few smooth surfaces (body wall, spine, lungs, bowel, liver,
-kidneys, vessels), whose sizes and places vary and which a smooth random field deforms. A scanner then looks at
-it: a grid that may be oblique or left-handed, a contrast of its own, a bias field, texture, blur and noise. Five
-structures are labelled; around them lie others of the same intensity that are not (spleen, psoas, vein, bowel,
-cysts), so that neither a threshold nor a small neighbourhood is enough. Nothing here models real anatomy or a
-real scanner; scores on it say that the machinery works, not how it works on patients.
+kidneys, vessels), whose sizes and places vary and which a smooth random field deforms. A scanner then looks
+at it: a grid that may be oblique or left-handed, a contrast of its own, a bias field, texture, blur and
+noise. Five structures are labelled; around them lie others of the same intensity that are not (spleen,
+psoas, vein, bowel, cysts), so that neither a threshold nor a small neighbourhood is enough. Nothing here
+models real anatomy or a real scanner; scores on it say that the machinery works, not how it works on
+patients.
 """
 
 import itertools
@@ -61,9 +62,10 @@ def make_phantom(
 ) -> Path:
     """Write a phantom data set in the layout of the Medical Segmentation Decathlon and return its folder.
 
-    Of ``patients``, the last ``held_out`` go to ``imagesTs/`` with labels in ``labelsTs/``, the ``unlabelled``
-    before them to ``imagesUn/``, the rest to ``imagesTr/`` and ``labelsTr/``. ``cases.csv`` says whose each case
-    is. The same arguments give the same bytes, and a patient does not depend on how many others there are.
+    Of ``patients``, the last ``held_out`` go to ``imagesTs/`` with labels in ``labelsTs/``, the
+    ``unlabelled`` before them to ``imagesUn/``, the rest to ``imagesTr/`` and ``labelsTr/``. ``cases.csv``
+    says whose each case is. The same arguments give the same bytes, and a patient does not depend on how many
+    others there are.
 
     Args:
         out: folder to make; the whole data set appears at once. An equal phantom already there is kept.
@@ -77,8 +79,8 @@ def make_phantom(
     labelled = patients - unlabelled - held_out
     if min(unlabelled, held_out) < 0 or labelled < 1 or frames < 1 or modality not in ("MR", "CT"):
         raise UsageError(
-            f"a phantom of {patients} patients, {unlabelled} of them unlabelled, {held_out} held out, {frames} "
-            f"frames each, modality {modality}: one labelled patient and one frame are needed, and MR or CT."
+            f"a phantom of {patients} patients, {unlabelled} of them unlabelled, {held_out} held out, "
+            f"{frames} frames each, modality {modality}: needs a labelled patient, a frame, and MR or CT."
         )
     if min(size) < 12 or min(spacing_mm) <= 0:
         raise UsageError(
@@ -178,7 +180,7 @@ class _Tissue:
     name: str
     mr: float  # relative signal, fat about 0.9
     ct: float  # HU
-    texture: float  # relative to 0.1 (MR) or 30 HU (CT)
+    texture: float  # spread, in units of 0.09 of the signal (MR) or of 14 HU (CT)
     label: int = 0
 
 
@@ -239,7 +241,7 @@ def _anatomy(
     frame: int,
     voxel: Field,
 ) -> NDArray[np.uint8]:
-    """Return the tissue at each point of ``at`` (3, *S): right, anterior, superior, in [-1, 1] over the usual grid.
+    """Return the tissue at each point of ``at`` (3, *S): right, anterior, superior, in [-1, 1] on a usual grid.
 
     Later structures lie over earlier ones. ``body`` decides what belongs to the patient, ``scan`` what to the
     moment.
@@ -272,11 +274,11 @@ def _anatomy(
     put("fat", cavity)
 
     # bowel: loops of tube filled with something darker, unlabelled, as bright as liver and kidney
-    for _ in range(5):
-        start = np.array([body.uniform(-0.45, 0.45), body.uniform(0.0, 0.4), body.uniform(-0.85, -0.25)])
+    for _ in range(8):
+        start = np.array([body.uniform(-0.55, 0.55), body.uniform(-0.1, 0.4), body.uniform(-0.95, -0.15)])
         steps = np.cumsum(body.uniform(-0.3, 0.3, (5, 3)) * [1, 0.7, 0.8], axis=0)
         loop = _tube(where, np.vstack([start, start + steps]))
-        radius = body.uniform(0.10, 0.14)
+        radius = body.uniform(0.10, 0.16)
         put("bowel", (loop < radius) & cavity)
         put("content", (loop < 0.5 * radius) & cavity)
 
@@ -303,13 +305,12 @@ def _anatomy(
     put("content", (stomach < 0.68) & cavity)
 
     # liver: a right and a left lobe in one smooth surface, the stomach under its left
-    right = _ellipsoid(where, near(0.42, 0.02, 0.28), about(0.38, 0.50, 0.52, spread=0.1)) - 1
+    right = _ellipsoid(where, near(0.42, 0.06, 0.28), about(0.37, 0.43, 0.52, spread=0.1)) - 1
     left = _ellipsoid(where, near(0.02, 0.33, 0.42), about(0.36, 0.20, 0.25)) - 1
     blend = np.clip(0.5 + (left - right) / 0.5, 0, 1)
     liver = left * (1 - blend) + right * blend - 0.25 * blend * (1 - blend)
-    kept = cavity & (y > -0.42 + 0.15 * x)
-    put("liver", (liver < 0) & kept)
-    in_liver = (liver < -0.12) & kept
+    put("liver", (liver < 0) & cavity)
+    in_liver = (liver < -0.12) & cavity
 
     # lungs above a dome; what is below stays
     dome = 0.86 - 0.55 * (x**2 + (y + 0.05) ** 2) + 0.06 * x + body.uniform(-0.05, 0.05)
@@ -366,13 +367,13 @@ def _anatomy(
         put("nodule", (_ellipsoid(where, seat, small[2] * body.uniform(0.8, 1.2, 3)) < 1) & cavity)
 
     # the couch, a shallow curved plate behind the patient; only CT sees it
-    put("table", (np.abs(at[1] + 0.97 - 0.10 * at[0] ** 2) < 0.03) & (tissue == 0))
+    put("table", (np.abs(at[1] + 0.93 - 0.08 * at[0] ** 2) < max(0.03, 0.6 * voxel[1])) & (tissue == 0))
     return tissue
 
 
 def _waves(at: Field, rng: np.random.Generator, *, reach: float, count: int = 7) -> Field:
     """Return a smooth displacement (3, *S): long sine waves in random directions, about ``reach`` in size."""
-    moved = np.zeros_like(at)
+    moved: Field = np.zeros_like(at)
     for _ in range(count):
         direction, phase = rng.normal(0, 1.1, 3), rng.uniform(0, 2 * np.pi)
         wave = np.sin(np.tensordot(direction, at, 1) * np.pi / 1.6 + phase)
@@ -383,30 +384,34 @@ def _waves(at: Field, rng: np.random.Generator, *, reach: float, count: int = 7)
 def _ellipsoid(at: Field, centre: Field, radii: Field) -> Field:
     """Return the distance from ``centre`` in units of ``radii``; 1 on the surface."""
     gap = (at - centre[:, None, None, None]) / radii[:, None, None, None]
-    return np.sqrt(np.sum(gap**2, axis=0))
+    distance: Field = np.sqrt(np.sum(gap**2, axis=0))
+    return distance
 
 
 def _tube(at: Field, points: Field) -> Field:
     """Return the distance to a line through ``points`` (N, 3)."""
-    nearest = np.full(at.shape[1:], np.inf)
+    nearest: Field = np.full(at.shape[1:], np.inf)
     for start, end in itertools.pairwise(points):
         along = end - start
         gap = at - start[:, None, None, None]
         share = np.clip(np.tensordot(along, gap, 1) / (along @ along), 0, 1)
         nearest = np.minimum(nearest, np.sum((gap - along[:, None, None, None] * share) ** 2, axis=0))
-    return np.sqrt(nearest)
+    np.sqrt(nearest, out=nearest)
+    return nearest
 
 
 def _taper(z: Field) -> Field:
     """Return 1 low in the body and 0 high in it: a muscle that ends under the ribs."""
-    return np.clip((0.45 - z) / 0.4, 0, 1)
+    taper: Field = np.clip((0.45 - z) / 0.4, 0, 1)
+    return taper
 
 
 def _texture(shape: Sequence[int], rng: np.random.Generator) -> Field:
     """Return noise of zero mean and unit spread with a coarse and a fine grain."""
     coarse = ndimage.gaussian_filter(rng.standard_normal(shape), 2.2, mode="wrap")
     fine = ndimage.gaussian_filter(rng.standard_normal(shape), 0.8, mode="wrap")
-    return coarse / coarse.std() * 0.8 + fine / fine.std() * 0.6
+    grain: Field = coarse / coarse.std() * 0.8 + fine / fine.std() * 0.6
+    return grain
 
 
 def _mr(
@@ -414,9 +419,7 @@ def _mr(
 ) -> NDArray[np.float32]:
     """Return what an MR scanner makes of the tissues: no unit, a bias field, Rician noise."""
     signal = np.array([t.mr for t in _TISSUES])
-    signal = signal ** body.uniform(0.8, 1.3) * np.exp(
-        body.normal(0, 0.05, len(signal))
-    )  # contrast of this protocol
+    signal = signal ** body.uniform(0.8, 1.3) * np.exp(body.normal(0, 0.05, len(signal)))  # of this protocol
     grain = np.array([t.texture for t in _TISSUES])
     clean = signal[tissue] * (1 + 0.09 * grain[tissue] * _texture(tissue.shape, scan))
     clean = ndimage.gaussian_filter(np.maximum(clean, 0), 0.55)
@@ -424,10 +427,9 @@ def _mr(
     slope, bow = body.normal(0, 0.16, 3), body.normal(0, 0.12, 3)
     bias = np.exp(sum(s * a + b * a * a for s, b, a in zip(slope, bow, axes)))
     noise = scan.normal(0, scan.uniform(0.02, 0.05), (2, *tissue.shape))  # of the complex signal
-    magnitude = np.hypot(clean * bias + noise[0], noise[1])
-    return (magnitude * 10 ** body.uniform(0, 4)).astype(
-        np.float32
-    )  # receiver gain: orders of magnitude apart
+    gain = 10 ** body.uniform(0, 4)  # receivers differ by orders of magnitude
+    magnitude: NDArray[np.float32] = (gain * np.hypot(clean * bias + noise[0], noise[1])).astype(np.float32)
+    return magnitude
 
 
 def _ct(tissue: NDArray[np.uint8], scan: np.random.Generator) -> NDArray[np.int16]:
@@ -437,7 +439,8 @@ def _ct(tissue: NDArray[np.uint8], scan: np.random.Generator) -> NDArray[np.int1
     clean = attenuation[tissue] + 14 * grain[tissue] * _texture(tissue.shape, scan)
     noise = ndimage.gaussian_filter(scan.standard_normal(tissue.shape), 0.6)  # CT noise is correlated
     image = ndimage.gaussian_filter(clean, 0.55) + noise / noise.std() * scan.uniform(14, 28)
-    return np.clip(np.round(image), -1024, 3071).astype(np.int16)
+    hu: NDArray[np.int16] = np.clip(np.round(image), -1024, 3071).astype(np.int16)
+    return hu
 
 
 def _write(path: Path, array: NDArray[Any], affine: Field) -> None:
