@@ -51,7 +51,7 @@ lock:
 	$(PYTHON) -m venv .lock
 	.lock/bin/python -m pip install --quiet --disable-pip-version-check $(PIP) torch==2.13.0 hatchling setuptools --editable '.[dev]'
 	( echo '# Every package of the development environment, exactly. Written by: make lock'; \
-	  .lock/bin/python -m pip freeze --all --exclude pip --exclude wheel --exclude handful | sed -e '/^#/d' -e '/^-e /d' -e '/^nvidia-\|^cuda-\|^triton=/d' -e 's/+cpu$$//' ) > requirements.lock
+	  .lock/bin/python -m pip freeze --all --exclude pip --exclude wheel --exclude handful | sed -E -e '/^(#|-e |nvidia-|cuda-|triton=)/d' -e 's/[+]cpu$$//' ) > requirements.lock
 	rm -rf .lock
 
 clean:
