@@ -32,6 +32,22 @@ class Problem:
         return " ".join(filter(None, (f"{self.file}:" if self.file else "", self.what, self.remedy)))
 
 
+class Problems(list[Problem]):
+    """Problems met on the way through a data set, in the order they were met."""
+
+    def fatal(self, file: Path, what: str, remedy: str, *, case: str | None = None) -> None:
+        """Add a problem that stops training."""
+        self.append(Problem(severity="fatal", what=what, remedy=remedy, file=file, case=case))
+
+    def warning(self, file: Path, what: str, remedy: str, *, case: str | None = None) -> None:
+        """Add a problem that should be looked at."""
+        self.append(Problem(severity="warning", what=what, remedy=remedy, file=file, case=case))
+
+    def note(self, file: Path, what: str, remedy: str = "") -> None:
+        """Add something that is handled and only said."""
+        self.append(Problem(severity="note", what=what, remedy=remedy, file=file))
+
+
 class ProblemError(DataError):
     """A fatal problem after which a file or a folder cannot be read any further."""
 
