@@ -1,0 +1,124 @@
+"""``handful methods``: what there is to train with, read from the files of ``handful/methods``."""
+
+import ast
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from handful.cli.console import next_command, say, say_json, table
+from handful.cli.options import Json
+
+
+class _Sheet(NamedTuple):
+    """What a method's file says of itself."""
+
+    name: str
+    does: str
+    paper: str
+    needs: list[str]
+
+
+def _names(incomplete: str) -> list[str]:
+    from handful.methods import method_names
+
+    return [name for name in method_names() if name.startswith(incomplete)]
+
+
+def methods(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", autocompletion=_names, help="A method, to see every setting; else all methods."
+        ),
+    ] = None,
+    *,
+    json: Json = False,
+) -> None:
+    """List the methods with their papers and needs; with NAME, every setting and its default."""
+    from handful import methods as package
+
+    if name is None:
+        folder = Path(package.__file__).parent
+        sheets = [_read_sheet(folder / f"{method}.py") for method in package.method_names()]
+        if json:
+            say_json([sheet._asdict() for sheet in sheets])
+        else:
+            table(("method", "does", "needs"), [(s.name, s.does, " + ".join(s.needs)) for s in sheets])
+            next_command("handful", "methods", "NAME")
+        return
+
+    module = package.load_method(name)
+    sheet = _read_sheet(Path(inspect.getfile(module)), name=name)
+    settings = _settings_of(name, module.Settings)
+    if json:
+        say_json({**sheet._asdict(), "settings": {path: default for path, default, _ in settings}})
+        return
+    say(f"{name}: {sheet.does}\n\nPaper: {sheet.paper}\nNeeds: {' and '.join(sheet.needs)}\n")
+    table(("setting", "default", "why"), [(path, _written(default), why) for path, default, why in settings])
+    next_command(
+        "handful", "train", "DATA", "--method", name, "--out", "RUN", "--set", f"{settings[0][0]}=VALUE"
+    )
+
+
+def _read_sheet(path: Path, *, name: str | None = None) -> _Sheet:
+    """Read a method's docstring, paper and needs without importing it (and torch with it)."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    declared: dict[str, ast.expr] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+            declared.setdefault(node.target.id, node.value)
+    paper, needs = declared.get("paper"), declared.get("needs")
+    wanted = (
+        {word.arg or "": ast.literal_eval(word.value) for word in needs.keywords}
+        if isinstance(needs, ast.Call)
+        else {}
+    )
+    words = {"labels": "labelled cases", "unlabelled": "unlabelled cases"}
+    return _Sheet(
+        name=name or path.stem,
+        does=(ast.get_docstring(tree) or "").partition("\n")[0],
+        paper=ast.literal_eval(paper) if paper else "",
+        needs=[text for word, text in words.items() if wanted.get(word)],
+    )
+
+
+def _settings_of(name: str, own: type) -> list[tuple[str, Any, str]]:
+    """Return (path for ``--set``, default, the comment beside it) of every setting of a recipe."""
+    from handful.training.recipe import resolve
+
+    parts = {part: value for part, value in resolve(name).as_dict().items() if isinstance(value, dict)}
+    rows = [(f"{part}.{path}", value) for part, values in parts.items() for path, value in _flat(values)]
+    whys = _comments(own)
+    return [(path, value, whys.get(path.removeprefix("method."), "")) for path, value in rows]
+
+
+def _flat(values: dict[str, Any]) -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            rows += [(f"{key}.{path}", inner) for path, inner in _flat(value)]
+        else:
+            rows.append((key, value))
+    return rows
+
+
+def _comments(kind: type) -> dict[str, str]:
+    """Return what is written behind each field of a settings class: where its default comes from."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    found = re.findall(r"^ +(\w+): [^#\n]*#\s*(.+)$", inspect.getsource(kind), flags=re.MULTILINE)
+    return {name: comment for name, comment in found if name in names}
+
+
+def _written(default: Any) -> str:
+    """Write a default the way ``--set`` takes it."""
+    import yaml
+
+    return (
+        yaml.safe_dump(default, default_flow_style=True).replace("\n...", "").strip()
+        if default != ""
+        else "''"
+    )

@@ -1,0 +1,68 @@
+"""``handful plan``: what is decided from the data, and why."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from handful.cli.console import next_command, note, say, say_json, table
+from handful.cli.options import Data, Device, Draw, Json, Labels, Patients, Seed, SplitsFile, Test
+from handful.errors import UsageError
+
+
+def plan(
+    data: Data,
+    *,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the plan there, to be edited and used.")
+    ] = None,
+    labels: Labels = None,
+    draw: Draw = 0,
+    test: Test = None,
+    splits: SplitsFile = None,
+    patients: Patients = None,
+    dims: Annotated[int | None, typer.Option(min=2, max=3, help="Decide 2D or 3D yourself.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the FILE of --out.")] = False,
+    json: Json = False,
+) -> None:
+    """Decide grid, intensities, patch and network from the data, and say why.
+
+    Labels outside the budget, and cases held out, are not looked at.
+    """
+    from handful.data.discover import open_dataset
+    from handful.data.fingerprint import make_fingerprint
+    from handful.data.plan import explain, make_plan, write_plan
+    from handful.data.splits import make_splits, parse_budget, read_splits
+    from handful.settings import as_dict
+    from handful.training.device import choose_device
+    from handful.training.run import IMAGES_FOR_FINGERPRINT
+
+    if out is not None and out.exists() and not overwrite:
+        raise UsageError(f"{out} exists and may have been edited; name another file or use --overwrite.")
+    dataset = open_dataset(data, patients=patients)
+    parts = (
+        read_splits(splits, dataset)
+        if splits
+        else make_splits(dataset, test=test, seed=seed, draws=max(draw + 1, 5))
+    )
+    selection = parts.select(parse_budget(labels) if labels else None, draw)
+    images = [*selection.labelled, *selection.unlabelled][:IMAGES_FOR_FINGERPRINT]
+    fingerprint = make_fingerprint(dataset, selection.labelled, images)
+    decided = make_plan(fingerprint, dataset, device=choose_device(device).type, dims=dims)
+    if out is not None:
+        write_plan(out, decided)
+    if json:
+        say_json(as_dict(decided))
+        return
+    for text in dataset.notes:
+        note(text)
+    say(
+        f"{dataset.name}: {len(selection.labelled)} labelled and {len(selection.unlabelled)} unlabelled cases "
+        f"to train on, {len(selection.test)} held out.\n"
+    )
+    table(("decided", "value", "why"), explain(decided))
+    options = {"--labels": labels, "--draw": draw or None, "--test": test, "--splits": splits, "--plan": out}
+    words = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
+    next_command("handful", "train", data, *words, "--out", "RUN")

@@ -1,0 +1,56 @@
+"""``handful predict``: label maps for new volumes, in their own geometry."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from handful.cli.console import next_command
+from handful.cli.options import Device, Overwrite, Quiet, Threads
+
+
+def predict(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="One run, or several: their ensemble.")
+    ],
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGES", help="One volume, a folder of volumes, or a data set.")
+    ],
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for <case>.nii.gz.")],
+    held_out: Annotated[
+        bool,
+        typer.Option("--held-out", help="Only the cases the run set aside as test; IMAGES is its data set."),
+    ] = False,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Average over mirrored and rotated copies; slower.")
+    ] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write a map for each class.")
+    ] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Also write where the model hesitates.")
+    ] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a label map for every volume, in exactly the input's grid; several RUNs vote as an ensemble."""
+    from handful.inference.predict import predict as predict_
+
+    predict_(
+        runs,
+        images,
+        out,
+        tta=tta,
+        probabilities=probabilities,
+        uncertainty=uncertainty,
+        held_out_only=held_out,
+        device=device,
+        threads=threads,
+        overwrite=overwrite,
+    )
+    if not quiet:
+        # the held-out cases of a data set have their references in it
+        next_command("handful", "evaluate", out, images if held_out else "REFERENCES", "--out", runs[0])
