@@ -249,3 +249,29 @@ def run(*words: str, env: dict[str, str] | None = None) -> "subprocess.Completed
     return subprocess.run(
         [*command, *words], env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False
     )
+
+
+def test_the_documented_options_exist() -> None:
+    """README and docs/cli.md may not mention a command or an option that is not there."""
+    from typer.main import get_command
+
+    from handful.cli.main import app
+
+    group = get_command(app)
+    options = {option for parameter in group.params for option in parameter.opts} | {"--help"}
+    commands: dict[str, set[str]] = {}
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        commands[name] = {option for parameter in command.params for option in parameter.opts} | {
+            "--help",
+            "--debug",
+        }
+        options |= commands[name]
+    root = Path(__file__).resolve().parents[1]
+    lines = 0
+    for text in (root / "README.md").read_text(), (root / "docs" / "cli.md").read_text():
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= options
+        for name, rest in re.findall(r"^(?:\| `)?handful (\w+) ?([^#`\n]*)", text, flags=re.MULTILINE):
+            lines += 1
+            assert name in commands, name
+            assert set(re.findall(r"--[a-z-]+", rest)) <= commands[name], name
+    assert lines > 12

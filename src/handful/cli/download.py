@@ -19,9 +19,7 @@ def _names(incomplete: str) -> list[str]:
 def download(
     name: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[NAME]", autocompletion=_names, help="Of the data set; without it, list them."
-        ),
+        typer.Argument(metavar="NAME", autocompletion=_names, help="Of the data set; without it, list them."),
     ] = None,
     *,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder that receives the folder NAME.")] = Path(),

@@ -32,7 +32,7 @@ def methods(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]", autocompletion=_names, help="A method, to see every setting; else all methods."
+            metavar="NAME", autocompletion=_names, help="A method, to see every setting; else all methods."
         ),
     ] = None,
     *,
