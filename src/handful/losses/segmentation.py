@@ -1,0 +1,162 @@
+"""Losses between logits and label maps: soft Dice, cross entropy, their sum, and their mean over decoder levels.
+
+Shapes: logits (B, K, *S); label (B, *S) int64 class indices, -1 where a pixel takes no part in any loss: neither the
+value nor the gradient depends on what the network says there. Everything is computed in float32 at least.
+
+A class that is absent from the batch (from the image, with ``batch=False``) still counts in the mean over classes of
+the Dice loss: its Dice is ``smooth / (predicted mass + smooth)``, so with a small ``smooth`` it adds a constant 1 and
+next to no gradient, and 0 where nothing of it is predicted at all. Where no pixel has a label, every loss is 0 and
+can still be differentiated.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from handful.batches import IGNORE
+
+
+def dice_ce(
+    logits: Tensor,
+    label: Tensor,
+    *,
+    dice_weight: float = 1.0,
+    ce_weight: float = 1.0,
+    include_background: bool = False,
+    squared: bool = False,
+    smooth: float = 1e-5,
+    batch: bool = True,
+) -> Tensor:
+    """Return the weighted sum of ``soft_dice_loss`` and ``cross_entropy``: what labelled images are trained with.
+
+    The defaults are nnU-Net's; the papers' variants are named at ``soft_dice_loss``.
+
+    References:
+        Isensee et al., 2021, nnU-Net. https://doi.org/10.1038/s41592-020-01008-z
+    """
+    dice = soft_dice_loss(
+        logits, label, include_background=include_background, squared=squared, smooth=smooth, batch=batch
+    )
+    return dice_weight * dice + ce_weight * cross_entropy(logits, label)
+
+
+def soft_dice_loss(
+    logits: Tensor,
+    label: Tensor,
+    *,
+    include_background: bool = False,
+    squared: bool = False,
+    smooth: float = 1e-5,
+    batch: bool = True,
+) -> Tensor:
+    """Return 1 - (2 sum(p g) + smooth) / (sum(p) + sum(g) + smooth), averaged over classes.
+
+    p are the softmax probabilities, g the one-hot label; nnU-Net by default. SSCL fine-tunes with ``squared=True,
+    smooth=1.0``; MONA and SSL4MIS use ``squared=True, include_background=True``.
+
+    Args:
+        logits: (B, K, *S).
+        label: (B, *S) int64, -1 ignored.
+        include_background: whether class 0 counts in the mean.
+        squared: whether the denominator holds sum(p^2).
+        smooth: positive; decides what an absent class costs (see the head of this file).
+        batch: whether the sums run over the batch as over one image; otherwise one Dice an image, then the mean.
+
+    Raises:
+        ValueError: shapes that do not fit, or ``smooth`` not positive.
+
+    References:
+        Milletari et al., 2016. https://arxiv.org/abs/1606.04797
+        Drozdzal et al., 2016. https://arxiv.org/abs/1608.04117
+    """
+    _check(logits, label)
+    if smooth <= 0:
+        raise ValueError(
+            f"smooth must be positive (a class that is absent and not predicted is 0/0 without), found {smooth}."
+        )
+    probability = _precise(logits).softmax(1).flatten(2)
+    index = label.flatten(1).unsqueeze(1)
+    known = index != IGNORE
+    index = index.where(known, 0)
+    # sums over the pixels of each class, without a one-hot label of K times the size
+    weight = known.to(probability.dtype)
+    empty = probability.new_zeros(probability.shape[:2])
+    reference = empty.scatter_add(1, index.squeeze(1), weight.squeeze(1))
+    overlap = empty.scatter_add(1, index.squeeze(1), (probability.gather(1, index) * weight).squeeze(1))
+    predicted = ((probability.square() if squared else probability) * weight).sum(2)
+    if batch:
+        reference, overlap, predicted = reference.sum(0), overlap.sum(0), predicted.sum(0)
+    dice = (2 * overlap + smooth) / (predicted + reference + smooth)
+    return 1 - dice[..., 0 if include_background else 1 :].mean()
+
+
+def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Return the mean over known pixels of -log softmax at the label.
+
+    Args:
+        logits: (B, K, *S).
+        label: (B, *S) int64, -1 ignored.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    _check(logits, label)
+    total = F.cross_entropy(_precise(logits), label, ignore_index=IGNORE, reduction="sum")
+    return total / (label != IGNORE).sum().clamp(min=1)
+
+
+def deep_supervision(
+    loss: Callable[[Tensor, Tensor], Tensor], logits: Sequence[Tensor], label: Tensor
+) -> Tensor:
+    """Return the mean of ``loss`` over decoder levels, finest first, weighted 1, 1/2, 1/4, ...
+
+    A coarser level sees every n-th pixel of the label along each axis, as its own pixels are the first of each n.
+
+    Args:
+        loss: of logits and label, for example ``dice_ce``.
+        logits: (B, K, *S) and coarser.
+        label: (B, *S) int64, -1 ignored.
+
+    Raises:
+        ValueError: no levels, or a level whose size does not divide the label's.
+
+    References:
+        Lee et al., 2015. https://arxiv.org/abs/1409.5185
+    """
+    if not logits:
+        raise ValueError("deep supervision needs the logits of at least one level.")
+    weights = [0.5**level for level in range(len(logits))]
+    losses = [
+        weight * loss(level, downsampled(label, level.shape[2:])) for weight, level in zip(weights, logits)
+    ]
+    return torch.stack(losses).sum() / sum(weights)
+
+
+def downsampled(label: Tensor, size: Sequence[int]) -> Tensor:
+    """Return every n-th pixel of ``label`` (B, *S) along each axis, so that it has ``size``.
+
+    Raises:
+        ValueError: ``size`` does not divide the label's.
+    """
+    full = label.shape[1:]
+    if len(full) != len(size) or any(f % s for f, s in zip(full, size)):
+        raise ValueError(
+            f"a label of size {tuple(full)} cannot be thinned out to {tuple(size)}: it must be a multiple."
+        )
+    return label[(slice(None), *(slice(None, None, f // s) for f, s in zip(full, size)))]
+
+
+def _check(logits: Tensor, label: Tensor) -> None:
+    if logits.ndim < 3 or label.shape != logits.shape[:1] + logits.shape[2:]:
+        raise ValueError(
+            f"logits (B, K, *S) and label (B, *S) do not fit: found {tuple(logits.shape)} and {tuple(label.shape)}."
+        )
+    if label.dtype != torch.int64:
+        raise ValueError(f"labels must be int64 class indices, found {label.dtype}.")
+
+
+def _precise(logits: Tensor) -> Tensor:
+    """Return float64 as it is and everything else as float32."""
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,95 @@
+"""Heads of representation learning: from feature maps to vectors and pixel embeddings; dropped after pre-training."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class VectorHead(nn.Module):
+    """Average the deepest feature map over space and project it: (B, C, *S) to (B, E).
+
+    Args:
+        in_channels: C.
+        hidden: width between the two linear layers.
+        out: E.
+        activation: whether ReLU stands between the layers (PCL and SimCLR: yes; SSCL and MONA as released: no).
+    """
+
+    def __init__(self, in_channels: int, *, hidden: int, out: int, activation: bool = True) -> None:
+        super().__init__()
+        middle = [nn.ReLU(inplace=True)] if activation else []
+        self.layers = nn.Sequential(nn.Linear(in_channels, hidden), *middle, nn.Linear(hidden, out))
+
+    def forward(self, feature: Tensor) -> Tensor:
+        vector: Tensor = self.layers(feature.flatten(2).mean(2))
+        return vector
+
+
+class PixelHead(nn.Module):
+    """Project every pixel of a decoder map: (B, C, *S) to (B, E, *S), by two 1x1 convolutions.
+
+    Args:
+        dims: 2 or 3.
+        in_channels: C.
+        hidden: width between the two convolutions.
+        out: E.
+        activation: whether ReLU stands between the convolutions (SSCL and MONA as released: no).
+        bias: whether the convolutions have biases (SSCL: yes; MONA: no).
+    """
+
+    def __init__(
+        self,
+        *,
+        dims: int,
+        in_channels: int,
+        hidden: int,
+        out: int,
+        activation: bool = False,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        conv = nn.Conv2d if dims == 2 else nn.Conv3d
+        middle = [nn.ReLU(inplace=True)] if activation else []
+        self.layers = nn.Sequential(
+            conv(in_channels, hidden, 1, bias=bias), *middle, conv(hidden, out, 1, bias=bias)
+        )
+
+    def forward(self, decoder_map: Tensor) -> Tensor:
+        embedding: Tensor = self.layers(decoder_map)
+        return embedding
+
+
+class PyramidHead(nn.Module):
+    """Gather decoder maps of all sizes into one at full resolution, linearly (the extractor of MONA).
+
+    From the coarsest map on: mix the channels (1x1 convolution without bias, added to its input), enlarge to the next
+    map's size (linear, corners aligned), append that map; the last mixing is not added to its input.
+
+    Args:
+        dims: 2 or 3.
+        widths: channels of the decoder maps, finest first, the deepest feature last.
+        out: channels of the result; default the sum of ``widths``.
+
+    References:
+        You et al., 2024. https://arxiv.org/abs/2209.13476
+    """
+
+    def __init__(self, *, dims: int, widths: Sequence[int], out: int | None = None) -> None:
+        super().__init__()
+        conv = nn.Conv2d if dims == 2 else nn.Conv3d
+        gathered = [sum(widths[level:]) for level in reversed(range(len(widths)))]
+        outputs = [*gathered[:-1], gathered[-1] if out is None else out]
+        self.mixers = nn.ModuleList(conv(i, o, 1, bias=False) for i, o in zip(gathered, outputs))
+        self.mode = "bilinear" if dims == 2 else "trilinear"
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return (B, out, *S) from decoder maps, finest first."""
+        *coarse, last = self.mixers
+        x = maps[-1]
+        for mix, finer in zip(coarse, reversed(maps[:-1])):
+            x = F.interpolate(mix(x) + x, size=finer.shape[2:], mode=self.mode, align_corners=True)
+            x = torch.cat([x, finer], dim=1)
+        result: Tensor = last(x)
+        return result
