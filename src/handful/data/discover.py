@@ -163,7 +163,7 @@ class LabelsSeen(Mapping[int, str]):
         return len(self._names)
 
     def __repr__(self) -> str:
-        return repr(self._names)
+        return f"LabelsSeen({len(self._files)} files)"
 
     @cached_property
     def _names(self) -> dict[int, str]:
