@@ -147,7 +147,7 @@ def test_feature_maps_are_finest_first_and_decoder_maps_follow_them(net: UNet | 
 
 def test_gradients_reach_every_trainable_parameter(net: UNet | VNet) -> None:
     x = images(net)
-    outputs = net.forward_deep(x) if isinstance(net, UNet) else [net(x)]
+    outputs = net.deep(x) if isinstance(net, UNet) else [net(x)]
     sum((output * torch.randn_like(output)).sum() for output in outputs).backward()
     trainable = {name: p for name, p in net.named_parameters() if p.requires_grad}
     assert len(trainable) > 10
@@ -198,11 +198,11 @@ def test_sizes_that_do_not_divide_are_refused_with_advice(net: UNet | VNet) -> N
 def test_deep_supervision_predicts_at_the_three_finest_levels() -> None:
     net = build_network({"in_channels": 2, "classes": 3, **NETWORKS["deep"]})
     x = images(net)
-    deep = net.forward_deep(x)
+    deep = net.deep(x)
     assert [tuple(z.shape) for z in deep] == [(2, 3, 32, 48, 16), (2, 3, 16, 24, 8), (2, 3, 8, 12, 4)]
     assert torch.equal(deep[0], net(x))
     single = build_network({"in_channels": 2, "classes": 3, **NETWORKS["3d"]})
-    assert len(single.forward_deep(images(single))) == 1
+    assert len(single.deep(images(single))) == 1
 
 
 @pytest.mark.parametrize("kind", ["plain", "residual"])

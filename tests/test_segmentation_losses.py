@@ -186,8 +186,8 @@ def test_deep_supervision_is_the_weighted_mean_over_levels() -> None:
     coarse = [label, label[:, :, ::2, ::2], label[:, ::2, ::4, ::4]]
     terms = [float(dice_ce(z, y)) for z, y in zip(levels, coarse)]
     expected = (terms[0] + terms[1] / 2 + terms[2] / 4) / 1.75
-    assert float(deep_supervision(dice_ce, levels, label)) == pytest.approx(expected, 1e-6)
-    assert float(deep_supervision(dice_ce, levels[:1], label)) == pytest.approx(terms[0], 1e-6)
+    assert float(deep_supervision(levels, label, dice_ce)) == pytest.approx(expected, 1e-6)
+    assert float(deep_supervision(levels[:1], label, dice_ce)) == pytest.approx(terms[0], 1e-6)
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
@@ -201,4 +201,4 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="multiple"):
         downsampled(label, (2, 5, 4))
     with pytest.raises(ValueError, match="at least one"):
-        deep_supervision(dice_ce, [], label)
+        deep_supervision([], label, dice_ce)

@@ -28,12 +28,12 @@ def moved(network: nn.Module) -> nn.Module:
 def test_the_average_law_holds_for_parameters_and_floating_buffers(decay: float) -> None:
     network = student()
     teacher = Teacher(network)
-    before = {name: tensor.clone() for name, tensor in teacher.network.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in teacher.module.state_dict().items()}
     moved(network)
     teacher.update(network, decay)
     seen = {True: 0, False: 0}
     for name, theirs in network.state_dict().items():
-        mine = teacher.network.state_dict()[name]
+        mine = teacher.module.state_dict()[name]
         expected = decay * before[name] + (1 - decay) * theirs if theirs.is_floating_point() else theirs
         torch.testing.assert_close(mine, expected.to(mine.dtype), rtol=1e-6, atol=1e-7)
         seen[theirs.is_floating_point()] += 1
@@ -44,12 +44,12 @@ def test_the_average_law_holds_for_parameters_and_floating_buffers(decay: float)
 def test_repeated_updates_follow_the_closed_form() -> None:
     network = student()
     teacher = Teacher(network)
-    start = next(teacher.network.parameters()).clone()
+    start = next(teacher.module.parameters()).clone()
     moved(network)
     for _ in range(7):
         teacher.update(network, 0.9)
     end = next(network.parameters())
-    torch.testing.assert_close(next(teacher.network.parameters()), end + 0.9**7 * (start - end))
+    torch.testing.assert_close(next(teacher.module.parameters()), end + 0.9**7 * (start - end))
 
 
 def test_the_teacher_shares_no_memory_and_receives_no_gradient() -> None:
@@ -68,7 +68,7 @@ def test_a_poisoned_teacher_poisons_what_it_says() -> None:
     teacher = Teacher(student())
     x = torch.randn(2, 1, 8, 12)
     assert teacher(x).isfinite().all()
-    next(teacher.network.parameters()).data.fill_(torch.nan)
+    next(teacher.module.parameters()).data.fill_(torch.nan)
     assert teacher(x).isnan().any()
 
 
@@ -76,9 +76,9 @@ def test_the_teacher_stays_in_evaluation_mode_unless_told_to_follow() -> None:
     x = torch.randn(2, 1, 8, 12)
     for follow in (False, True):
         owner = nn.ModuleList([Teacher(student(), follow_mode=follow)])
-        assert owner.train()[0].network.training is follow
+        assert owner.train()[0].module.training is follow
         assert torch.equal(owner[0](x), owner[0](x)) is not follow
-        assert owner.eval()[0].network.training is False
+        assert owner.eval()[0].module.training is False
 
 
 def test_the_state_makes_a_round_trip() -> None:

@@ -23,7 +23,7 @@ def dice_ce(
     label: Tensor,
     *,
     dice_weight: float = 1.0,
-    ce_weight: float = 1.0,
+    cross_entropy_weight: float = 1.0,
     include_background: bool = False,
     squared: bool = False,
     smooth: float = 1e-5,
@@ -39,7 +39,7 @@ def dice_ce(
     dice = soft_dice_loss(
         logits, label, include_background=include_background, squared=squared, smooth=smooth, batch=batch
     )
-    return dice_weight * dice + ce_weight * cross_entropy(logits, label)
+    return dice_weight * dice + cross_entropy_weight * cross_entropy(logits, label)
 
 
 def soft_dice_loss(
@@ -108,16 +108,16 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def deep_supervision(
-    loss: Callable[[Tensor, Tensor], Tensor], logits: Sequence[Tensor], label: Tensor
+    logits: Sequence[Tensor], label: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
     """Return the mean of ``loss`` over decoder levels, finest first, weighted 1, 1/2, 1/4, ...
 
-    A coarser level sees every n-th pixel of the label along each axis, as its own pixels are the first of each n.
+    A coarser level sees every n-th pixel of the label along each axis, the first of each n.
 
     Args:
-        loss: of logits and label, for example ``dice_ce``.
         logits: (B, K, *S) and coarser.
         label: (B, *S) int64, -1 ignored.
+        loss: of logits and label, for example ``dice_ce``.
 
     Raises:
         ValueError: no levels, or a level whose size does not divide the label's.

@@ -19,7 +19,7 @@ class Teacher(nn.Module):
     and batch statistics act in the teacher too while its owner trains, as in the released Mean Teacher and MONA code.
 
     Attributes:
-        network: the averaged copy; its parts (``teacher.network.encoder``) may be called under ``torch.no_grad``.
+        module: the averaged copy; its parts (``teacher.module.encoder``) may be called under ``torch.no_grad``.
 
     References:
         Tarvainen and Valpola, 2017. https://arxiv.org/abs/1703.01780
@@ -27,17 +27,17 @@ class Teacher(nn.Module):
 
     def __init__(self, student: nn.Module, *, follow_mode: bool = False) -> None:
         super().__init__()
-        self.network = copy.deepcopy(student).requires_grad_(False)
+        self.module = copy.deepcopy(student).requires_grad_(False)
         self.follow_mode = follow_mode
         self.train(self.training)
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.network(*args, **kwargs)
+        return self.module(*args, **kwargs)
 
     def train(self, mode: bool = True) -> "Teacher":
         super().train(mode)
-        self.network.train(mode and self.follow_mode)
+        self.module.train(mode and self.follow_mode)
         return self
 
     @torch.no_grad()
@@ -49,7 +49,7 @@ class Teacher(nn.Module):
         """
         if not 0 <= decay <= 1:
             raise ValueError(f"the decay of a teacher lies in [0, 1], found {decay}.")
-        mine, theirs = _tensors(self.network), _tensors(student)
+        mine, theirs = _tensors(self.module), _tensors(student)
         if mine.keys() != theirs.keys():
             differing = sorted(mine.keys() ^ theirs.keys())[:3]
             raise ValueError(

@@ -82,7 +82,7 @@ class UNet(nn.Module):
         decoder_blocks: convolutions in a decoder level; default 2.
         kind: ``plain``, or ``residual`` (one convolution as stem, then residual blocks; the decoder stays plain).
         norm: ``batch``, ``instance`` or ``none``.
-        deep_supervision: whether the finest three decoder levels get heads, for ``forward_deep``; otherwise one.
+        deep_supervision: whether the finest three decoder levels get heads, for ``deep``; otherwise one.
         style: details of a published network, as ``Style`` or as a mapping of its fields.
 
     Raises:
@@ -162,7 +162,7 @@ class UNet(nn.Module):
         logits: Tensor = self.heads[0](self.decoder(self.encoder(x))[0])
         return logits
 
-    def forward_deep(self, x: Tensor) -> list[Tensor]:
+    def deep(self, x: Tensor) -> list[Tensor]:
         """Return the logits of every head, finest first; each is coarser by the strides in between."""
         return [head(level) for head, level in zip(self.heads, self.decoder(self.encoder(x)))]
 
