@@ -206,7 +206,7 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry, *, slices: bool)
         "affine": np.asarray(geometry.affine, np.float64).tolist(),  # JSON keeps a float64 bit for bit
         "grid": geometry.grid,
         "spacing_mm": geometry.spacing_mm,
-        "crc": zlib.crc32(memoryview(content).cast("B")),
+        "crc": zlib.crc32(content.data),
     }
     # a chunk is what a patch reads; blocks inside it are decompressed alone
     depth = 1 if slices else 32
@@ -236,7 +236,7 @@ def _read(path: Path) -> tuple[NDArray[Any], Geometry] | None:
         return None
     try:
         content = np.ascontiguousarray(array[:])
-        if zlib.crc32(memoryview(content).cast("B")) != _meta(array)["crc"]:
+        if zlib.crc32(content.data) != _meta(array)["crc"]:
             raise ValueError("the sum of its content is wrong")
         return content, _geometry(array)
     except (RuntimeError, ValueError, KeyError) as error:

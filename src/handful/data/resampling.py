@@ -20,6 +20,9 @@ from handful.errors import DataError
 Order = Literal[1, 3]
 """Of a spline: linear or cubic."""
 
+TIE = 1e-6
+"""Scores this close are equal: rounding does not decide which of two classes gets the voxel between them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
@@ -116,7 +119,7 @@ def resample_labels(label: NDArray[np.uint8], shape: Sequence[int]) -> NDArray[n
     Each class is computed only in the box that holds it, so that the number of classes hardly matters.
 
     Args:
-        label: (D, H, W) class indices; any value, 255 included, counts as a class. Background wins ties.
+        label: (D, H, W) class indices; any value, 255 included, counts as a class. The lowest wins ties.
         shape: of the result; equal to the label's shape returns the label unchanged.
     """
     if tuple(shape) == label.shape:
@@ -132,10 +135,10 @@ def resample_labels(label: NDArray[np.uint8], shape: Sequence[int]) -> NDArray[n
         target, weights = _box_weights(matrices, box)
         score = _apply(weights, (label[box] == index).astype(np.float32))
         background[target] -= score
-        wins = score > best[target]
+        wins = score > best[target] + TIE
         result[target][wins] = index
         best[target][wins] = score[wins]
-    result[background >= best] = 0
+    result[background >= best - TIE] = 0
     return result
 
 
@@ -161,7 +164,7 @@ def resampled_argmax(scores: NDArray[np.floating], shape: Sequence[int]) -> NDAr
         grown = tuple(slice(max(0, s.start - 1), min(n, s.stop + 1)) for s, n in zip(box, channel.shape))
         target, weights = _box_weights(matrices, grown)
         score = _apply(weights, channel[grown].astype(np.float32))
-        wins = score > best[target]
+        wins = score > best[target] + TIE
         result[target][wins] = index
         best[target][wins] = score[wins]
     return result
