@@ -285,8 +285,8 @@ def read_splits(path: Path, dataset: Dataset) -> Splits:
     if here != there:
         raise DataError(
             f"{path} was made for the data set '{content.get('dataset')}' ({there}), but this is '{dataset.name}' "
-            f"({here}): its cases, patients, or which of them are labelled differ. Delete the file to have it made anew; "
-            "to keep its test set, write the test cases into a file and use --test @file."
+            f"({here}): cases, patients, or which of them are labelled differ. Delete the file to have it made anew, "
+            "or keep its test set: write the test cases into a file and use --test @file."
         )
     try:
         splits = Splits(
