@@ -1,7 +1,7 @@
 """The contract every method keeps: a module that turns a batch into a loss.
 
 A method is one file in this folder; its file name is its name. The file defines ``Settings`` (a frozen dataclass,
-defaults from the paper) and ``METHOD`` (the class). The engine in ``training`` knows nothing else about it.
+defaults from the paper) and ``METHOD`` (the class, built as ``METHOD(network, settings)``). The engine in ``training`` knows nothing else about it.
 """
 
 from abc import ABC, abstractmethod
@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
+
+from handful.data.sampling import Source
 
 
 class StepOutput(NamedTuple):
@@ -40,6 +42,10 @@ class Method(nn.Module, ABC):
 
     needs: ClassVar[Needs]
     paper: ClassVar[str]
+
+    @abstractmethod
+    def batch(self, source: Source) -> Any:
+        """Draw what one step eats: which cases, which views. Pure in ``source``; may run ahead in a thread."""
 
     @abstractmethod
     def step(self, batch: Any, progress: float) -> StepOutput:

@@ -1,0 +1,234 @@
+"""Which patches a step sees: cases resident in memory (or streamed), patches drawn by number, nothing remembered.
+
+Every draw is a pure function of (seed, step, stream), so a resumed run draws exactly what the uninterrupted one
+would have drawn, and a batch can be prepared ahead of time in a thread without changing it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from handful.batches import IGNORE
+from handful.data.augment.geometry import Geometry, apply_geometry, sample_geometry, source_margin
+from handful.data.augment.intensity import apply_intensity, sample_intensity
+from handful.data.augment.settings import AugmentSettings
+from handful.data.preprocess import IGNORED_VOXEL
+from handful.errors import DataError
+
+FOREGROUND_VOXELS_KEPT = 4096
+"""Voxels remembered per class and case as possible patch centres; more change nothing measurable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """How patches are chosen.
+
+    Attributes:
+        foreground: share of a batch whose centre lies on a foreground voxel (of a class drawn uniformly from those
+            present in the case). A third is nnU-Net's rule (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z).
+    """
+
+    foreground: float = 1 / 3
+
+
+class Readable(Protocol):
+    """An array that gives up a box without being read whole: a tensor in memory or a compressed file on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, box: tuple[slice, ...], /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """One preprocessed case.
+
+    Attributes:
+        name: of the case.
+        image: (C, D, H, W) float16 or float32.
+        label: (D, H, W) uint8 class indices, ``IGNORED_VOXEL`` where unknown; None for an unlabelled case.
+        foreground: per class index >= 1 present: (n, 3) int32 voxel coordinates, at most ``FOREGROUND_VOXELS_KEPT``.
+        spacing_mm: of this case along D, H, W on the plan's grid.
+    """
+
+    name: str
+    image: Readable
+    label: Readable | None
+    foreground: tuple[np.ndarray, ...]
+    spacing_mm: tuple[float, float, float]
+
+
+def foreground_voxels(label: np.ndarray, classes: int, *, keep: int = FOREGROUND_VOXELS_KEPT) -> tuple[np.ndarray, ...]:
+    """Return up to ``keep`` voxel coordinates (n, 3) of every foreground class present, evenly thinned in scan order."""
+    found = []
+    for index in range(1, classes):
+        flat = np.flatnonzero(label == index)
+        if len(flat):
+            flat = flat[np.linspace(0, len(flat) - 1, min(keep, len(flat))).astype(np.int64)]
+            found.append(np.stack(np.unravel_index(flat, label.shape), axis=1).astype(np.int32))
+    return tuple(found)
+
+
+class Crops(NamedTuple):
+    """Source boxes, larger than a patch by the augmentation's margin, before any augmentation.
+
+    Attributes:
+        image: (B, C, *S) on the training device, float16 or float32.
+        label: (B, *S) int64 (``IGNORE`` where unknown), or None when the cases are unlabelled.
+        case: (B,) index of each item's case in its store.
+        position: (B, 3) centre of the box, relative to its volume, in [0, 1] along D, H, W.
+    """
+
+    image: Tensor
+    label: Tensor | None
+    case: Tensor
+    position: Tensor
+
+
+class View(NamedTuple):
+    """One augmentation of crops: image (B, C, *patch) float32, label (B, *patch) int64 or None, and its geometry."""
+
+    image: Tensor
+    label: Tensor | None
+    geometry: Geometry
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a method draws its batches from: the cases of one run, seen from one step.
+
+    Attributes:
+        labelled: cases whose labels the budget allows.
+        unlabelled: all other training cases; their labels were never read.
+        patch: network input size, ``dims`` numbers.
+        batch: items a step, as planned.
+        classes: K, background included.
+        mirror: allowed mirror axes, ``dims`` flags.
+        augment: ranges of the augmentation.
+        sampling: how centres are chosen.
+        device: where tensors go.
+        seed: of the run.
+        step: number of the step; draws are a function of (seed, step, stream).
+    """
+
+    labelled: Sequence[StoredCase]
+    unlabelled: Sequence[StoredCase]
+    patch: tuple[int, ...]
+    batch: int
+    classes: int
+    mirror: tuple[bool, ...]
+    augment: AugmentSettings
+    sampling: SamplingSettings
+    device: torch.device
+    seed: int
+    step: int
+
+    def draw_labelled(self, count: int, *, stream: int = 0) -> Crops:
+        """Draw ``count`` labelled source boxes; a share of them is centred on foreground."""
+        return self._draw(self.labelled, count, stream=stream, with_label=True)
+
+    def draw_unlabelled(self, count: int, *, stream: int = 1) -> Crops:
+        """Draw ``count`` source boxes from the unlabelled cases, uniformly in space."""
+        return self._draw(self.unlabelled, count, stream=stream, with_label=False)
+
+    def draw_any(self, count: int, *, stream: int = 2) -> Crops:
+        """Draw ``count`` source boxes from all training cases, labels left out."""
+        return self._draw([*self.labelled, *self.unlabelled], count, stream=stream, with_label=False)
+
+    def view(self, crops: Crops, *, stream: int = 0) -> View:
+        """Augment crops to patches: one fused resampling, then intensities; ``stream`` tells views apart."""
+        generator = torch.Generator().manual_seed(self._seed("view", stream))
+        spacing = self._spacing()
+        batch, channels = crops.image.shape[:2]
+        geometry = sample_geometry(
+            self.augment, batch=batch, patch=self.patch, spacing_mm=spacing, mirror=self.mirror, generator=generator
+        )
+        intensity = sample_intensity(self.augment, batch=batch, channels=channels, generator=generator)
+        with torch.no_grad():
+            image, label = apply_geometry(
+                geometry,
+                crops.image,
+                crops.label,
+                patch=self.patch,
+                padding=self.augment.padding,
+                mode=self.augment.label,
+                classes=self.classes,
+            )
+            image = apply_intensity(intensity, image)
+        return View(image, label, geometry)
+
+    def _draw(self, cases: Sequence[StoredCase], count: int, *, stream: int, with_label: bool) -> Crops:
+        if not cases:
+            raise DataError("there are no cases to draw from: this method needs cases this run does not have.")
+        rng = np.random.default_rng(self._seed("draw", stream))
+        picks = self._pick_cases(len(cases), count, stream)
+        # the same number of foreground-centred items every step, the fraction made up over steps
+        forced = int((self.step + 1) * count * self.sampling.foreground) - int(self.step * count * self.sampling.foreground)
+        margin = source_margin(self.augment, self.patch, self._spacing())
+        size = (1,) * (3 - len(self.patch)) + tuple(p + m for p, m in zip(self.patch, margin, strict=True))
+        images, labels, positions = [], [], []
+        for item, pick in enumerate(picks):
+            case = cases[pick]
+            extent = np.array(case.image.shape[1:])
+            centre = self._centre(case, extent, rng, on_foreground=with_label and item < forced)
+            images.append(_box(case.image, centre, size, lead=1))
+            if with_label:
+                assert case.label is not None
+                labels.append(_box(case.label, centre, size, lead=0))
+            positions.append((centre + 0.5) / extent)
+        image = torch.stack(images).to(self.device)
+        label = None
+        if with_label:
+            raw = torch.stack(labels).to(self.device)
+            label = torch.where(raw == IGNORED_VOXEL, IGNORE, raw.long())
+        if len(self.patch) == 2:
+            image = image.squeeze(2)
+            label = label.squeeze(1) if label is not None else None
+        return Crops(image, label, torch.from_numpy(picks), torch.from_numpy(np.array(positions)))
+
+    def _pick_cases(self, total: int, count: int, stream: int) -> np.ndarray:
+        """Walk through shuffled rounds of all cases, so that every case is seen equally often."""
+        numbers = np.arange(self.step * count, (self.step + 1) * count)
+        picks = np.empty(count, dtype=np.int64)
+        for i, number in enumerate(numbers):
+            order = np.random.default_rng([self.seed, 7, stream, int(number) // total]).permutation(total)
+            picks[i] = order[int(number) % total]
+        return picks
+
+    def _centre(self, case: StoredCase, extent: np.ndarray, rng: np.random.Generator, *, on_foreground: bool) -> np.ndarray:
+        """Choose the centre voxel of a box: on foreground, or wherever the patch stays inside the volume."""
+        full = (1,) * (3 - len(self.patch)) + self.patch
+        low = np.minimum(np.array(full) // 2, (extent - 1) // 2)
+        high = np.maximum(extent - 1 - (np.array(full) - 1) // 2, low)
+        uniform = rng.integers(low, high + 1)
+        if on_foreground and case.foreground:
+            voxels = case.foreground[rng.integers(len(case.foreground))]
+            wanted = voxels[rng.integers(len(voxels))]
+            return np.clip(wanted, low, high)
+        return uniform
+
+    def _spacing(self) -> tuple[float, ...]:
+        cases = self.labelled or self.unlabelled
+        return tuple(cases[0].spacing_mm[3 - len(self.patch) :])
+
+    def _seed(self, purpose: str, stream: int) -> int:
+        words = np.random.SeedSequence([self.seed, self.step, {"draw": 1, "view": 2}[purpose], stream]).generate_state(2)
+        return int(words[0]) << 31 | int(words[1]) >> 1
+
+
+def _box(array: Readable, centre: np.ndarray, size: tuple[int, ...], *, lead: int) -> Tensor:
+    """Cut a box around ``centre``; beyond the volume the nearest voxel is repeated (as at prediction)."""
+    shape = array.shape[lead:]
+    start = [int(c) - s // 2 for c, s in zip(centre, size, strict=True)]
+    inside = tuple(slice(max(a, 0), min(a + s, n)) for a, s, n in zip(start, size, shape, strict=True))
+    box = array[(slice(None),) * lead + inside]
+    for axis, (a, s, n) in enumerate(zip(start, size, shape, strict=True)):
+        if a < 0 or a + s > n:
+            index = torch.arange(a, a + s, device=box.device).clamp_(0, n - 1) - max(a, 0)
+            box = box.index_select(lead + axis, index)
+    return box

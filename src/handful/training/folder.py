@@ -1,0 +1,124 @@
+"""A run's folder: what is in it, written so that a kill at any moment loses at most the steps since the last checkpoint."""
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from handful.artefacts import atomic_path, write_text
+from handful.errors import RunError
+
+
+class RunFolder:
+    """Paths and writers of one run.
+
+    Args:
+        path: the folder; made if missing.
+        quiet: write ``log.txt`` only, print nothing.
+    """
+
+    def __init__(self, path: Path, *, quiet: bool = False) -> None:
+        self.path = path
+        self.quiet = quiet
+        self.recipe = path / "recipe.yaml"
+        self.plan = path / "plan.yaml"
+        self.fingerprint = path / "fingerprint.json"
+        self.splits = path / "splits.json"
+        self.manifest = path / "manifest.json"
+        self.metrics = path / "metrics.jsonl"
+        self.progress = path / "progress.png"
+        self.checkpoint = path / "checkpoint.pt"
+        self.weights = path / "weights.safetensors"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"--out {path} cannot be made: {error.strerror}. Choose another folder.") from error
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one process; a second one is told so instead of mixing its files in."""
+        with open(self.path / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunError(f"{self.path} is in use by another process; wait for it or choose another --out.") from error
+            yield
+
+    def say(self, text: str) -> None:
+        """Append a line to ``log.txt`` and print it."""
+        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+        if not self.quiet:
+            print(text, flush=True)
+
+    def append_metrics(self, row: Mapping[str, float]) -> None:
+        """Append one row to ``metrics.jsonl``."""
+        try:
+            with open(self.metrics, "a", encoding="utf-8") as file:
+                file.write(json.dumps({k: _rounded(v) for k, v in row.items()}) + "\n")
+        except OSError as error:
+            raise RunError(
+                f"{self.metrics} could not be written: {error.strerror}. The last checkpoint is intact; free some space "
+                "and run the same command again to continue."
+            ) from error
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """Return the rows of ``metrics.jsonl``; a line cut short by a kill ends the list."""
+        rows: list[dict[str, float]] = []
+        if self.metrics.exists():
+            for line in self.metrics.read_text(encoding="utf-8").splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+        return rows
+
+    def keep_metrics_until(self, step: int) -> None:
+        """Drop rows past ``step``: they belong to steps that are about to be repeated."""
+        rows = [row for row in self.read_metrics() if row["step"] <= step]
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Write ``checkpoint.pt`` whole or leave the previous one as it was."""
+        with atomic_path(self.checkpoint) as temporary:
+            try:
+                torch.save(dict(state), temporary)
+            except RuntimeError as error:  # torch reports a full disk as a failed write of its archive
+                raise OSError(str(error).splitlines()[0]) from error
+
+    def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
+        """Return the resume state, or None when there is none yet."""
+        if not self.checkpoint.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self.checkpoint, map_location=device, weights_only=True)
+        except Exception as error:
+            raise RunError(
+                f"{self.checkpoint} is damaged and cannot be resumed from ({type(error).__name__}). Delete it to start "
+                "again from the first step, or use --overwrite."
+            ) from error
+        return state
+
+    def clear(self) -> None:
+        """Remove what a run leaves, and nothing else that may lie in the folder."""
+        names: Sequence[Path] = (
+            self.recipe, self.plan, self.fingerprint, self.splits, self.manifest, self.metrics, self.progress,
+            self.checkpoint, self.weights, self.path / "log.txt", self.path / "scores.csv", self.path / "summary.json",
+            self.path / "report.html",
+        )  # fmt: skip
+        for name in names:
+            name.unlink(missing_ok=True)
+        predictions = self.path / "predictions"
+        if predictions.is_dir():
+            for file in predictions.glob("*.nii.gz"):
+                os.unlink(file)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")

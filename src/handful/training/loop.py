@@ -1,0 +1,301 @@
+"""The training loop: one for every method, on Lightning Fabric, resumable to the bit.
+
+A step is a pure function of (weights, optimiser state, averages, seed, step number): all randomness comes from the
+step number, so a checkpoint needs no generator states and a resumed run repeats the uninterrupted one exactly.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from handful.data.sampling import Source
+from handful.errors import RunError, UsageError
+from handful.methods.contract import Method
+from handful.networks.teacher import Teacher
+from handful.training.folder import RunFolder
+from handful.training.schedules import SCHEDULES, ema_decay
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """How long and how fast to train.
+
+    Attributes:
+        steps: optimiser steps; None lets ``max_time_s`` decide.
+        max_time_s: seconds of training, pauses not counted; the schedules follow the clock then, so such a run is
+            resumable but not repeatable to the bit.
+        optimiser: ``adamw`` or ``sgd`` (Nesterov momentum 0.99, nnU-Net's).
+        lr: peak learning rate.
+        weight_decay: decoupled (AdamW) or L2 (SGD); never on biases and norm weights.
+        schedule: of the learning rate over progress.
+        clip: largest gradient norm; nnU-Net's 12.
+        ema_horizon: share of the run over which weights are averaged; the average is what predicts.
+        checkpoint_every_s: seconds between checkpoints.
+        rows: how many rows ``metrics.jsonl`` gets over a run.
+        compile: compile the network (needs a C compiler; pays on long runs).
+    """
+
+    steps: int | None = None
+    max_time_s: float | None = None
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 2e-3
+    weight_decay: float = 1e-2
+    schedule: Literal["one_cycle", "polynomial", "cosine", "constant"] = "one_cycle"
+    clip: float = 12.0
+    ema_horizon: float = 0.04
+    checkpoint_every_s: float = 60.0
+    rows: int = 200
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.max_time_s is None):
+            raise UsageError("give either a number of steps or a time limit, not both and not neither.")
+        if self.steps is not None and self.steps < 1:
+            raise UsageError(f"steps must be at least 1, found {self.steps}.")
+        if self.max_time_s is not None and self.max_time_s <= 0:
+            raise UsageError(f"the time limit must be positive, found {self.max_time_s} s.")
+        if self.lr <= 0 or self.clip <= 0 or not 0 < self.ema_horizon <= 1:
+            raise UsageError("lr and clip must be positive and ema_horizon in (0, 1].")
+
+
+@dataclass
+class Progress:
+    """Where a run is: reported to whoever shows it."""
+
+    step: int
+    steps: int | None
+    fraction: float
+    seconds: float
+    row: Mapping[str, float]
+
+    @property
+    def seconds_left(self) -> float:
+        """Projected from the speed so far."""
+        return self.seconds * (1 - self.fraction) / max(self.fraction, 1e-9)
+
+
+def fit(
+    method: Method,
+    source: Callable[[int], Source],
+    *,
+    settings: LoopSettings,
+    fabric: Fabric,
+    folder: RunFolder,
+    seed: int,
+    prefetch: bool = False,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> dict[str, nn.Module]:
+    """Train ``method`` and return its exported parts with averaged weights.
+
+    Args:
+        method: on the CPU; moved to the fabric's device.
+        source: step number -> what the method draws its batch from.
+        settings: length, optimiser, schedules.
+        fabric: device, precision.
+        folder: where checkpoints and metrics go; an existing checkpoint is continued.
+        seed: of the run; also drives dropout.
+        prefetch: prepare the next batch in a thread (for cases streamed from disk).
+        report: called at every row of the metrics.
+
+    Raises:
+        RunError: a loss became NaN or infinite (the term is named, the last checkpoint kept), the disk is full, the
+            run was interrupted (a checkpoint was saved).
+    """
+    dims = len(source(0).patch)
+    memory_format = torch.channels_last if dims == 2 else torch.channels_last_3d
+    method = method.to(fabric.device)
+    for module in method.modules():  # weights only: the other tensors of a module have fewer axes
+        for parameter in module.parameters(recurse=False):
+            if parameter.ndim == dims + 2:
+                parameter.data = parameter.data.contiguous(memory_format=memory_format)
+    optimiser = _optimiser(method, settings)
+    averages = nn.ModuleDict({name: Teacher(part) for name, part in method.exports().items()})
+    wrapped, optimiser = fabric.setup(method, optimiser)
+    wrapped.mark_forward_method("step")
+
+    step, before = 0, 0.0
+    state = folder.load_checkpoint(fabric.device)
+    if state is not None:
+        method.load_state_dict(state["method"])
+        optimiser.load_state_dict(state["optimiser"])
+        averages.load_state_dict(state["averages"])
+        step, before = int(state["step"]), float(state["seconds"])
+        folder.say(f"continuing at step {step} after {before:.0f} s of training")
+    folder.keep_metrics_until(step)
+
+    steps, limit = settings.steps, settings.max_time_s
+    every = max(1, steps // settings.rows) if steps else 1
+    window = _Window()
+    started = saved = time.monotonic()
+    written = started
+    fraction = _fraction(step, before, steps, limit)
+    method.train()
+    with _Interrupt() as interrupt:
+        for number, batch in _batches(method, source, step, prefetch=prefetch):
+            seconds = before + time.monotonic() - started
+            fraction = _fraction(number, seconds, steps, limit)
+            if fraction >= 1 or interrupt.caught:
+                break
+            torch.manual_seed((seed << 32) + number)  # dropout: the only randomness left to the global generator
+            lr = settings.lr * SCHEDULES[settings.schedule](fraction)
+            for group in optimiser.param_groups:
+                group["lr"] = lr
+            optimiser.zero_grad(set_to_none=True)
+            output = wrapped.step(_channels_last(batch, memory_format), fraction)
+            fabric.backward(output.loss)
+            norm = fabric.clip_gradients(wrapped, optimiser, max_norm=settings.clip, error_if_nonfinite=False)
+            optimiser.step()
+            method.after_step(fraction)
+            step = number + 1
+            after = _fraction(step, before + time.monotonic() - started, steps, limit)
+            decay = ema_decay(number, after - fraction, horizon=settings.ema_horizon)
+            for name, part in method.exports().items():
+                average = averages[name]
+                assert isinstance(average, Teacher)
+                average.update(part, decay)
+            window.add({"loss": output.loss.detach(), **output.logs, "gradient_norm": norm})
+
+            now = time.monotonic()
+            due = step % every == 0 if steps else now - written >= (limit or 0) / settings.rows
+            checkpoint = now - saved >= settings.checkpoint_every_s
+            if due or checkpoint or step == steps:
+                row = _row(window, step, steps, before + now - started, lr, now - written)
+                written, window = now, _Window()
+                folder.append_metrics(row)
+                report(Progress(step, steps, after, row["seconds"], row))
+            if checkpoint:
+                _save(folder, method, optimiser, averages, step, before + now - started)
+                saved = time.monotonic()
+    seconds = before + time.monotonic() - started
+    if step != (int(state["step"]) if state else 0):
+        _save(folder, method, optimiser, averages, step, seconds)
+    if interrupt.caught and _fraction(step, seconds, steps, limit) < 1:
+        raise RunError(f"stopped at step {step} by {interrupt.caught}; run the same command again to continue exactly there.")
+    return {name: average.module for name, average in averages.items() if isinstance(average, Teacher)}
+
+
+def _optimiser(method: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:
+    trained = [p for p in method.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if settings.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=0.99, nesterov=True)
+    return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+
+
+def _fraction(step: int, seconds: float, steps: int | None, limit: float | None) -> float:
+    return step / steps if steps else seconds / (limit or 1.0)
+
+
+def _batches(
+    method: Method, source: Callable[[int], Source], first: int, *, prefetch: bool
+) -> Iterator[tuple[int, Any]]:
+    """Yield (step number, batch) from ``first`` on; with ``prefetch`` one batch is made ahead in a thread."""
+    step = first
+    if not prefetch:
+        while True:
+            yield step, method.batch(source(step))
+            step += 1
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(lambda s=step: method.batch(source(s)))
+        while True:
+            batch = ahead.result()
+            ahead = pool.submit(lambda s=step + 1: method.batch(source(s)))
+            yield step, batch
+            step += 1
+
+
+def _channels_last(batch: Any, memory_format: torch.memory_format) -> Any:
+    """Lay images out as convolutions like them; other fields stay."""
+    wide = 4 if memory_format == torch.channels_last else 5
+    return type(batch)(
+        *(
+            x.contiguous(memory_format=memory_format) if isinstance(x, Tensor) and x.ndim == wide and x.is_floating_point() else x
+            for x in batch
+        )
+    )
+
+
+class _Window:
+    """Means of the logged terms since the last row, kept on the device until asked for."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, logs: Mapping[str, Tensor | None]) -> None:
+        for name, value in logs.items():
+            if value is not None:
+                value = value.detach().float()
+                self.sums[name] = self.sums[name] + value if name in self.sums else value
+                self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+
+
+def _row(window: _Window, step: int, steps: int | None, seconds: float, lr: float, passed: float) -> dict[str, float]:
+    means = window.means()
+    bad = [name for name, value in means.items() if value != value or value in (float("inf"), float("-inf"))]
+    if bad:
+        raise RunError(
+            f"step {step}: {', '.join(bad)} is not finite. The run stopped; the last checkpoint is from before. Try a "
+            "smaller learning rate (--set loop.lr=...) or --precision 32."
+        )
+    count = window.counts.get("loss", 1)
+    return {
+        "step": step,
+        "steps": steps or 0,
+        "seconds": seconds,
+        **means,
+        "lr": lr,
+        "steps_per_s": count / max(passed, 1e-9),
+    }
+
+
+def _save(
+    folder: RunFolder, method: Method, optimiser: Any, averages: nn.ModuleDict, step: int, seconds: float
+) -> None:
+    folder.save_checkpoint(
+        {
+            "method": method.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "averages": averages.state_dict(),
+            "step": step,
+            "seconds": seconds,
+        }
+    )
+
+
+class _Interrupt:
+    """Turn the first SIGINT or SIGTERM into a request to stop after the current step; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.caught = ""
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Interrupt":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.previous[number] = signal.signal(number, self._catch)
+        return self
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        self.caught = signal.Signals(number).name
+        signal.signal(number, self.previous[number])
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,143 @@
+"""The contract: laws every method obeys, in 2D and 3D. A new method is covered by existing."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from handful.batches import IGNORE
+from handful.data.augment.settings import AugmentSettings
+from handful.data.sampling import SamplingSettings, Source, StoredCase, foreground_voxels
+from handful.errors import UsageError
+from handful.methods import load_method, method_names
+from handful.methods.contract import Method
+from handful.networks.build import build_network, unet_architecture
+from torch import Tensor
+
+CASES = [(name, dims) for name in method_names() for dims in (2, 3)]
+
+
+def made(name: str, dims: int) -> Method:
+    torch.manual_seed(0)
+    network = build_network(
+        unet_architecture(
+            dims=dims, in_channels=1, classes=3, widths=(4, 6, 8), strides=((2,) * dims,) * 2, kernels=((3,) * dims,) * 3,
+            blocks=1, kind="plain", norm="instance", deep_supervision=True,
+        )
+    )  # fmt: skip
+    module = load_method(name)
+    method: Method = module.METHOD(network, module.Settings())
+    return method
+
+
+def phantom_source(dims: int, step: int = 0) -> Source:
+    rng = np.random.default_rng(1)
+    cases = []
+    for i in range(4):
+        label = np.zeros((12, 18, 15), dtype=np.uint8)
+        label[2:8, 3 + i : 12, 2:9] = 1
+        label[5:11, 10:17, 6:13] = 2
+        image = label[None].astype(np.float32) + 0.3 * rng.normal(size=(1, *label.shape)).astype(np.float32)
+        cases.append(
+            StoredCase(f"c{i}", torch.from_numpy(image), torch.from_numpy(label), foreground_voxels(label, 3), (1.5, 1.0, 1.0))
+        )
+    hidden = [dataclasses.replace(case, label=None, foreground=()) for case in cases[2:]]
+    return Source(
+        labelled=cases[:2], unlabelled=hidden, patch=(8, 16, 12)[3 - dims :], batch=3, classes=3, mirror=(False,) * dims,
+        augment=AugmentSettings(), sampling=SamplingSettings(), device=torch.device("cpu"), seed=0, step=step,
+    )  # fmt: skip
+
+
+def test_there_are_methods() -> None:
+    assert "supervised" in method_names()
+
+
+@pytest.mark.parametrize(("name", "dims"), CASES)
+def test_gradients_reach_exactly_the_trainable_parameters(name: str, dims: int) -> None:
+    method = made(name, dims)
+    method.step(method.batch(phantom_source(dims)), 0.5).loss.backward()
+    reached = {n for n, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert reached == {n for n, p in method.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(("name", "dims"), CASES)
+def test_changing_any_field_of_the_batch_changes_the_loss(name: str, dims: int) -> None:
+    method = made(name, dims).eval()
+    batch = method.batch(phantom_source(dims))
+    before = method.step(batch, 0.5).loss
+    changed = 0
+    for field, value in batch._asdict().items():
+        if isinstance(value, Tensor):
+            other = (value + 1) % 3 if value.dtype == torch.int64 else value.flip(0) * 1.5
+            assert not torch.equal(method.step(batch._replace(**{field: other}), 0.5).loss, before), field
+            changed += 1
+    assert changed >= 1
+
+
+@pytest.mark.parametrize(("name", "dims"), CASES)
+def test_fifteen_steps_on_one_batch_lower_the_loss(name: str, dims: int) -> None:
+    method = made(name, dims)
+    batch = method.batch(phantom_source(dims))
+    optimiser = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=0.01)
+    losses = []
+    for number in range(15):
+        optimiser.zero_grad()
+        loss = method.step(batch, number / 15).loss
+        loss.backward()
+        optimiser.step()
+        method.after_step(number / 15)
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize(("name", "dims"), CASES)
+def test_a_state_round_trip_gives_the_same_loss(name: str, dims: int) -> None:
+    method, other = made(name, dims), made(name, dims)
+    for parameter in other.parameters():
+        parameter.data.add_(1.0)
+    other.load_state_dict(copy.deepcopy(method.state_dict()))
+    batch = method.batch(phantom_source(dims))
+    assert torch.equal(method.eval().step(batch, 0.3).loss, other.eval().step(batch, 0.3).loss)
+
+
+@pytest.mark.parametrize(("name", "dims"), CASES)
+def test_logs_are_finite_scalars_and_bfloat16_stays_finite(name: str, dims: int) -> None:
+    method = made(name, dims)
+    batch = method.batch(phantom_source(dims))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = method.step(batch, 0.5)
+    assert output.loss.dtype == torch.float32
+    for value in (output.loss, *output.logs.values()):
+        assert value.ndim == 0
+        assert torch.isfinite(value)
+
+
+@pytest.mark.parametrize(("name", "dims"), CASES)
+def test_a_batch_without_any_label_gives_zero_with_a_graph(name: str, dims: int) -> None:
+    method = made(name, dims)
+    batch = method.batch(phantom_source(dims))
+    if not hasattr(batch, "label") or load_method(name).METHOD.needs.unlabelled:
+        pytest.skip("the method does not learn from labels alone")
+    loss = method.step(batch._replace(label=torch.full_like(batch.label, IGNORE)), 0.5).loss
+    loss.backward()
+    assert loss.item() == 0
+
+
+@pytest.mark.parametrize(("name", "dims"), CASES)
+def test_the_method_is_final_documented_and_has_its_paper(name: str, dims: int) -> None:
+    module = load_method(name)
+    assert module.METHOD.__mro__[1] is Method
+    assert module.__doc__
+    assert "References:" in module.__doc__
+    assert "http" in module.METHOD.paper
+    assert set(made(name, dims).exports())
+
+
+def test_unknown_methods_name_the_nearest() -> None:
+    with pytest.raises(UsageError, match="did you mean 'supervised'"):
+        load_method("spuervised")
+    with pytest.raises(UsageError, match="does not define METHOD"):
+        load_method("json.decoder")
+    with pytest.raises(UsageError, match="cannot be imported"):
+        load_method("no.such.module")

@@ -1,0 +1,103 @@
+"""Laws of the draws: pure in (seed, step), fair to cases, aligned with the volume, blind to hidden labels."""
+
+import numpy as np
+import pytest
+import torch
+from handful.data.augment.settings import AugmentSettings
+from handful.data.preprocess import IGNORED_VOXEL
+from handful.data.sampling import SamplingSettings, Source, StoredCase, _box, foreground_voxels
+from handful.errors import DataError
+
+
+def stored(shape: tuple[int, int, int], seed: int, *, labelled: bool = True) -> StoredCase:
+    rng = np.random.default_rng(seed)
+    label = np.zeros(shape, dtype=np.uint8)
+    label[shape[0] // 4, 2:4, 3:6] = 1
+    label[shape[0] // 2, -3:, -4:] = 2
+    label[0, 0, 0] = IGNORED_VOXEL
+    image = torch.from_numpy(rng.normal(size=(1, *shape)).astype(np.float32))
+    return StoredCase(
+        f"case{seed}",
+        image,
+        torch.from_numpy(label) if labelled else None,
+        foreground_voxels(label, 3) if labelled else (),
+        (1.0, 1.0, 1.0),
+    )
+
+
+def source(step: int, *, patch: tuple[int, ...] = (6, 10, 8), cases: int = 3, **changes: object) -> Source:
+    fields: dict[str, object] = {
+        "labelled": [stored((9 + i, 14, 11 + i), i) for i in range(cases)],
+        "unlabelled": [stored((12, 9, 10), 10, labelled=False)],
+        "patch": patch,
+        "batch": 4,
+        "classes": 3,
+        "mirror": (False,) * len(patch),
+        "augment": AugmentSettings(),
+        "sampling": SamplingSettings(),
+        "device": torch.device("cpu"),
+        "seed": 3,
+        "step": step,
+    }
+    return Source(**(fields | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("patch", [(6, 10, 8), (10, 8)])
+def test_a_draw_is_a_pure_function_of_seed_and_step(patch: tuple[int, ...]) -> None:
+    first, again, later = (source(step, patch=patch).draw_labelled(4) for step in (5, 5, 6))
+    assert torch.equal(first.image, again.image)
+    assert torch.equal(first.label, again.label)
+    assert not torch.equal(first.image, later.image)
+    other_seed = source(5, patch=patch, seed=4).draw_labelled(4)
+    assert not torch.equal(first.image, other_seed.image)
+    view, repeated = (source(5, patch=patch).view(first) for _ in range(2))
+    assert torch.equal(view.image, repeated.image)
+    assert view.image.shape[2:] == patch == tuple(view.label.shape[1:])
+
+
+def test_every_case_is_seen_equally_often() -> None:
+    seen = torch.cat([source(step, cases=5).draw_labelled(3).case for step in range(50)])
+    assert torch.bincount(seen, minlength=5).tolist() == [30] * 5
+
+
+@pytest.mark.parametrize("centre", [(0, 0, 0), (4, 6, 5), (8, 13, 10)])
+@pytest.mark.parametrize("size", [(3, 4, 5), (20, 6, 31)])
+def test_a_box_equals_the_same_box_of_the_edge_padded_volume(centre: tuple[int, ...], size: tuple[int, ...]) -> None:
+    volume = torch.arange(9 * 14 * 11).reshape(1, 9, 14, 11)
+    padded = np.pad(volume.numpy(), ((0, 0), (40, 40), (40, 40), (40, 40)), mode="edge")
+    start = [40 + c - s // 2 for c, s in zip(centre, size, strict=True)]
+    expected = padded[:, *(slice(a, a + s) for a, s in zip(start, size, strict=True))]
+    assert np.array_equal(_box(volume, np.array(centre), size, lead=1).numpy(), expected)
+
+
+def test_foreground_share_holds_over_steps_and_the_rest_is_uniform() -> None:
+    """With a share of 1/3 and one item a step, every third step is centred on foreground."""
+    quiet = AugmentSettings()
+    hits = 0
+    for step in range(60):
+        drawn = source(step, patch=(1, 1, 1), sampling=SamplingSettings(foreground=1 / 3), augment=quiet).draw_labelled(1)
+        centre = tuple(s // 2 for s in drawn.label.shape[1:])
+        hits += int(drawn.label[0, *centre] > 0)
+    assert 18 <= hits <= 26  # 20 forced; a voxel in twenty or so is foreground by chance
+
+
+def test_ignored_voxels_become_the_ignore_label_and_hidden_labels_never_appear() -> None:
+    labels = torch.cat([source(step).draw_labelled(4).label.unique() for step in range(20)]).unique().tolist()
+    assert labels == [-1, 0, 1, 2]
+    assert source(0).draw_unlabelled(2).label is None
+    assert source(0).draw_any(4).label is None
+
+
+def test_foreground_voxels_are_foreground_and_thinned() -> None:
+    label = np.zeros((7, 30, 20), dtype=np.uint8)
+    label[1:6, 2:28, 3:18] = 1
+    label[3, 4, 5] = 3
+    found = foreground_voxels(label, 4, keep=100)
+    assert [len(voxels) for voxels in found] == [100, 1]
+    assert (label[tuple(found[0].T)] == 1).all()
+    assert found[1].tolist() == [[3, 4, 5]]
+
+
+def test_drawing_from_no_cases_is_a_clear_error() -> None:
+    with pytest.raises(DataError, match="no cases to draw from"):
+        source(0, unlabelled=[]).draw_unlabelled(2)

@@ -1,0 +1,280 @@
+"""Laws of a run: resumed is uninterrupted, hidden labels are hidden, nothing is lost when something breaks."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from handful.data.cases import Dataset
+from handful.errors import DataError, RunError, UsageError
+from handful.training.recipe import parse_duration, resolve
+from handful.training.run import train
+from handful.training.schedules import SCHEDULES, ema_decay
+from safetensors.torch import load_file
+
+QUICK = ("loop.checkpoint_every_s=0", "loop.rows=10000")
+"""A checkpoint and a row at every step, so that a kill can fall anywhere."""
+
+SCRIPT = """
+import sys, json
+from pathlib import Path
+from handful.errors import HandfulError
+from handful.training.run import train
+arguments = json.loads(sys.argv[1])
+try:
+    train(Path(arguments.pop("data")), Path(arguments.pop("out")), **arguments)
+except HandfulError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+def run(data: Path, out: Path, *, steps: int = 6, **changes: object) -> dict[str, torch.Tensor]:
+    arguments: dict[str, object] = {"labels": "2", "steps": steps, "set_": QUICK, "threads": 1, "quiet": True, "device": "cpu"}
+    train(data, out, **(arguments | changes))  # type: ignore[arg-type]
+    return load_file(out / "weights.safetensors")
+
+
+def start(data: Path, out: Path, *, steps: int, limit: int | None = None) -> subprocess.Popen[str]:
+    arguments = {"data": str(data), "out": str(out), "labels": "2", "steps": steps, "set_": QUICK, "threads": 1, "device": "cpu"}
+
+    def small_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit or 0, resource.RLIM_INFINITY))
+
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, json.dumps(arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=small_files if limit else None,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def wait_for_step(out: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        metrics = out / "metrics.jsonl"
+        if metrics.exists() and metrics.read_text().count("\n") >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"the run ended before step {step}: {process.communicate()}")
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert len(one) > 10
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run(phantom_folder, out, steps=40)
+    return out
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_and_resumed_run_ends_with_the_same_bits(
+    sign: signal.Signals, phantom_folder: Path, tmp_path: Path, uninterrupted: Path
+) -> None:
+    out = tmp_path / "run"
+    for step in (3, 9):  # killed twice
+        process = start(phantom_folder, out, steps=40)
+        wait_for_step(out, step, process)
+        process.send_signal(sign)
+        _, errors = process.communicate()
+        assert process.returncode != 0
+        assert not (out / "weights.safetensors").exists()
+        if sign is signal.SIGTERM:
+            assert "run the same command again to continue" in errors
+    resumed = run(phantom_folder, out, steps=40)
+    assert_same(resumed, load_file(uninterrupted / "weights.safetensors"))
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 40
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_and_says_so(
+    phantom_folder: Path, tmp_path: Path, uninterrupted: Path
+) -> None:
+    out = tmp_path / "run"
+    process = start(phantom_folder, out, steps=40)
+    wait_for_step(out, 4, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = (out / "checkpoint.pt").read_bytes()
+    process = start(phantom_folder, out, steps=40, limit=len(before) // 2)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    assert "could not be written" in errors
+    assert "run the same command again" in errors
+    assert (out / "checkpoint.pt").read_bytes() == before
+    assert not list(out.glob(".tmp-*"))
+    assert_same(run(phantom_folder, out, steps=40), load_file(uninterrupted / "weights.safetensors"))
+
+
+def test_labels_outside_the_budget_never_touch_a_run(phantom_folder: Path, tmp_path: Path) -> None:
+    """Poison every label the budget does not include, and every held-out label: the weights are the same bits."""
+    clean = run(phantom_folder, tmp_path / "clean")
+    allowed = set(json.loads((tmp_path / "clean" / "manifest.json").read_text())["cases"]["labelled"])
+    poisoned = tmp_path / "poisoned"
+    import shutil
+
+    shutil.copytree(phantom_folder, poisoned)
+    count = 0
+    for path in sorted([*poisoned.glob("labelsTr/*.nii.gz"), *poisoned.glob("labelsTs/*.nii.gz")]):
+        if path.name.removesuffix(".nii.gz") not in allowed:
+            image = nib.load(path)
+            rubbish = np.random.default_rng(0).integers(0, 4, image.shape).astype(np.uint8)
+            nib.save(nib.Nifti1Image(rubbish, image.affine, image.header), path)
+            count += 1
+    assert count >= 4
+    assert_same(clean, run(poisoned, tmp_path / "again"))
+
+
+def test_one_folder_one_run(phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    first = run(phantom_folder, out, steps=2)
+    stamp = (out / "weights.safetensors").stat().st_mtime_ns
+    run(phantom_folder, out, steps=2, quiet=False)
+    assert "finished; nothing to do" in capsys.readouterr().out
+    assert (out / "weights.safetensors").stat().st_mtime_ns == stamp
+    with pytest.raises(UsageError, match="differs in: loop"):
+        run(phantom_folder, out, steps=3)
+    with pytest.raises(UsageError, match="differs in: seed"):
+        run(phantom_folder, out, steps=2, seed=1)
+    assert_same(first, run(phantom_folder, out, steps=2, overwrite=True))
+
+
+def test_a_run_folder_holds_what_the_design_says(phantom_folder: Path, uninterrupted: Path) -> None:
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert names >= {
+        "recipe.yaml", "plan.yaml", "manifest.json", "metrics.jsonl", "progress.png", "checkpoint.pt",
+        "weights.safetensors", "log.txt", "splits.json", "fingerprint.json",
+    }  # fmt: skip
+    manifest = json.loads((uninterrupted / "manifest.json").read_text())
+    groups = [set(manifest["cases"][kind]) for kind in ("labelled", "unlabelled", "test")]
+    assert len(groups[0]) == 2
+    assert not groups[0] & groups[1]
+    assert not (groups[0] | groups[1]) & groups[2]
+    assert groups[2]
+    assert manifest["finished"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_by_name(phantom_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"loss.* is not finite.*last checkpoint"):
+        run(phantom_folder, tmp_path / "run", steps=30, set_=("loop.lr=1e30", "loop.schedule=constant"))
+
+
+def test_a_time_limit_ends_the_run(phantom_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(phantom_folder, out, steps=None, max_time="2s")
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert 1.9 < manifest["seconds"] < 10
+    assert manifest["steps"] >= 1
+
+
+def test_bad_requests_are_refused_before_anything_is_written(phantom_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    bad: list[tuple[dict[str, object], str]] = [
+        ({"method": "supervized"}, "did you mean 'supervised'"),
+        ({"set_": ("loop.learning_rate=1",)}, "unknown setting"),
+        ({"set_": ("lr=1",)}, "did you mean 'loop.lr'"),
+        ({"set_": ("loop.lr=fast",)}, "loop.lr|lr"),
+        ({"set_": ("loop.lr",)}, "expected name=value"),
+        ({"steps": 0}, "at least 1"),
+        ({"max_time": "soon", "steps": None}, "expected a duration"),
+        ({"max_time": "1m"}, "not both"),
+        ({"labels": "0"}, "0"),
+        ({"labels": "99"}, "99"),
+        ({"labels": "many"}, "many"),
+        ({"device": "cuda:99"}, "CUDA devices|expected auto"),
+        ({"device": "tpu"}, "expected auto, cpu"),
+        ({"precision": "fp8"}, "expected auto"),
+        ({"precision": "fp16"}, "needs a GPU"),
+        ({"threads": 0}, "at least 1"),
+        ({"plan": tmp_path / "absent.yaml"}, "does not exist"),
+        ({"recipe": tmp_path / "absent.yaml"}, "does not exist"),
+        ({"splits": tmp_path / "absent.json"}, "does not exist"),
+        ({"draw": -1}, "draw"),
+    ]
+    for changes, words in bad:
+        with pytest.raises((UsageError, DataError), match=words):
+            run(phantom_folder, out, **changes)
+    assert len(bad) == 20
+    assert not out.exists()
+
+
+def test_two_processes_cannot_share_a_run_folder(phantom_folder: Path, tmp_path: Path) -> None:
+    from handful.training.folder import RunFolder
+
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked(), pytest.raises(RunError, match="in use by another process"):
+        run(phantom_folder, tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_said(phantom_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(phantom_folder, out, steps=2)
+    (out / "weights.safetensors").unlink()
+    (out / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(RunError, match="damaged and cannot be resumed"):
+        run(phantom_folder, out, steps=2)
+
+
+def test_schedules_start_peak_and_end_where_they_should() -> None:
+    grid = np.linspace(0, 1, 1001)
+    for name, schedule in SCHEDULES.items():
+        values = np.array([schedule(float(p)) for p in grid])
+        assert values.max() == pytest.approx(1, abs=1e-6), name
+        assert values.min() >= 0, name
+    cycle = np.array([SCHEDULES["one_cycle"](float(p)) for p in grid])
+    assert cycle.argmax() == 100
+    assert (np.diff(cycle[:100]) > 0).all()
+    assert (np.diff(cycle[101:]) < 0).all()
+
+
+def test_averaging_depends_on_progress_not_on_the_number_of_steps() -> None:
+    def forgotten(steps: int) -> float:
+        """Weight that the last tenth of the run has in the average."""
+        rest = 1.0
+        for n in range(int(steps * 0.9), steps):
+            rest *= ema_decay(n, 1 / steps, horizon=0.04)
+        return 1 - rest
+
+    assert forgotten(1000) == pytest.approx(forgotten(100_000), abs=1e-3)
+    assert ema_decay(0, 1e-9, horizon=0.04) == pytest.approx(0.1)
+
+
+def test_durations() -> None:
+    assert [parse_duration(t) for t in ("90s", "20m", "1h30m", "45", "1.5m")] == [90, 1200, 5400, 45, 90]
+
+
+def test_a_recipe_file_is_complete_enough_to_repeat_a_run(phantom_folder: Path, uninterrupted: Path) -> None:
+    import yaml
+    from handful.artefacts import write_yaml
+
+    written = yaml.safe_load((uninterrupted / "recipe.yaml").read_text())
+    parts = {key: written[key] for key in ("name", "method", "loop", "augment", "sampling")}
+    file = uninterrupted.parent / "recipe.yaml"
+    write_yaml(file, parts)
+    assert resolve(None, file=file).as_dict() == {**resolve("supervised", over={"loop": written["loop"]}).as_dict()}
+
+
+def test_the_data_set_object_never_shows_a_hidden_label(phantom_folder: Path) -> None:
+    from handful.data.discover import open_dataset
+    from handful.data.splits import make_splits, parse_budget
+
+    dataset: Dataset = open_dataset(phantom_folder)
+    selection = make_splits(dataset, test=None, seed=0, draws=3).select(parse_budget("2"), 1)
+    assert len(selection.labelled) == 2
+    assert selection.unlabelled
+    assert all(case.label is None for case in selection.unlabelled)
