@@ -145,14 +145,14 @@ def _lines(unit: str) -> Progress:
         if begun or done == total or now - last[stage] >= LINE_SECONDS:
             last[stage] = now
             of = f" of {_amount(total, unit)}" if total is not None else ""
-            note(f"{stage}: {_amount(done, unit)}{of}")
+            note(f"{stage}: {_amount(done, unit)}{of} {unit if unit != 'bytes' else ''}".rstrip())
 
     return report
 
 
 def _amount(count: int, unit: str) -> str:
     if unit != "bytes":
-        return f"{count} {unit}".strip()
+        return str(count)
     for name, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.1f} {name}"

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from handful.cli.console import next_command, note, say, training_progress
+from handful.cli.console import next_command, note, progress, say, training_progress
 from handful.cli.evaluate import print_scores
 from handful.cli.options import Device, Overwrite, Quiet, Seed, Threads
 
@@ -39,7 +39,7 @@ def demo(
 
     def step(number: int, what: str, command: str) -> None:
         if not quiet:
-            note(f"\n[{number}/5] {what}\n      {command}" if command else f"\n[{number}/5] {what}")
+            note(f"\n[{number}/5] {what}\n      {command}")
 
     step(1, f"A data set of drawn torsos, some labelled, some not: {data}", f"handful check {data}")
     make_phantom(data, seed=seed)
@@ -54,13 +54,17 @@ def demo(
         f"Training on {LABELS} labelled cases",
         f"handful train {data} --labels {LABELS} --steps {steps} --out {run}",
     )
-    with training_progress(quiet=quiet) as report:
+    with training_progress(quiet=quiet) as watch:
         train(
             data, run, labels=LABELS, steps=steps, seed=seed, device=device, threads=threads,
-            overwrite=overwrite, quiet=quiet, report=report,
+            overwrite=overwrite, quiet=quiet, report=watch,
         )  # fmt: skip
     step(3, "Predicting the held-out cases", f"handful predict {run} {data} --held-out --out {predictions}")
-    predict([run], data, predictions, held_out_only=True, device=device, threads=threads, overwrite=True)
+    with progress(unit="cases", quiet=quiet) as report:
+        predict(
+            [run], data, predictions, held_out_only=True, device=device, threads=threads,
+            overwrite=True, progress=report,
+        )  # fmt: skip
     step(4, "Scoring them", f"handful evaluate {predictions} {data} --out {run}")
     summary = evaluate(predictions, data, out=run)
     if not quiet:

@@ -53,7 +53,7 @@ def methods(
 
     module = package.load_method(name)
     sheet = _read_sheet(Path(inspect.getfile(module)), name=name)
-    settings = _settings_of(name, module.Settings)
+    settings = _settings_of(name)
     if json:
         say_json({**sheet._asdict(), "settings": {path: default for path, default, _ in settings}})
         return
@@ -86,14 +86,18 @@ def _read_sheet(path: Path, *, name: str | None = None) -> _Sheet:
     )
 
 
-def _settings_of(name: str, own: type) -> list[tuple[str, Any, str]]:
+def _settings_of(name: str) -> list[tuple[str, Any, str]]:
     """Return (path for ``--set``, default, the comment beside it) of every setting of a recipe."""
     from handful.training.recipe import resolve
+    from handful.training.run import DEFAULT_STEPS
 
-    parts = {part: value for part, value in resolve(name).as_dict().items() if isinstance(value, dict)}
-    rows = [(f"{part}.{path}", value) for part, values in parts.items() for path, value in _flat(values)]
-    whys = _comments(own)
-    return [(path, value, whys.get(path.removeprefix("method."), "")) for path, value in rows]
+    recipe = resolve(name, default_steps=DEFAULT_STEPS)
+    rows: list[tuple[str, Any, str]] = []
+    for part, values in recipe.as_dict().items():
+        if isinstance(values, dict):
+            whys = _comments(type(getattr(recipe, part)))
+            rows += [(f"{part}.{path}", value, whys.get(path, "")) for path, value in _flat(values)]
+    return rows
 
 
 def _flat(values: dict[str, Any]) -> list[tuple[str, Any]]:

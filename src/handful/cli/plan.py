@@ -34,7 +34,7 @@ def plan(
     from handful.data.discover import open_dataset
     from handful.data.fingerprint import make_fingerprint
     from handful.data.plan import explain, make_plan, write_plan
-    from handful.data.splits import make_splits, parse_budget, read_splits
+    from handful.data.splits import make_splits, read_splits
     from handful.settings import as_dict
     from handful.training.device import choose_device
     from handful.training.run import IMAGES_FOR_FINGERPRINT
@@ -47,7 +47,7 @@ def plan(
         if splits
         else make_splits(dataset, test=test, seed=seed, draws=max(draw + 1, 5))
     )
-    selection = parts.select(parse_budget(labels) if labels else None, draw)
+    selection = parts.select(labels or "100%", draw)
     images = [*selection.labelled, *selection.unlabelled][:IMAGES_FOR_FINGERPRINT]
     fingerprint = make_fingerprint(dataset, selection.labelled, images)
     decided = make_plan(fingerprint, dataset, device=choose_device(device).type, dims=dims)
@@ -56,7 +56,7 @@ def plan(
     if json:
         say_json(as_dict(decided))
         return
-    for text in dataset.notes:
+    for text in filter(None, (*dataset.notes, selection.note)):
         note(text)
     say(
         f"{dataset.name}: {len(selection.labelled)} labelled and {len(selection.unlabelled)} unlabelled cases "

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from handful.cli.console import next_command
+from handful.cli.console import next_command, note, progress, say
 from handful.cli.options import Device, Overwrite, Quiet, Threads
 
 
@@ -39,18 +39,24 @@ def predict(
     """Write a label map for every volume, in exactly the input's grid; several RUNs vote as an ensemble."""
     from handful.inference.predict import predict as predict_
 
-    predict_(
-        runs,
-        images,
-        out,
-        tta=tta,
-        probabilities=probabilities,
-        uncertainty=uncertainty,
-        held_out_only=held_out,
-        device=device,
-        threads=threads,
-        overwrite=overwrite,
-    )
+    with progress(unit="cases", quiet=quiet) as report:
+        written = predict_(
+            runs,
+            images,
+            out,
+            tta=tta,
+            probabilities=probabilities,
+            uncertainty=uncertainty,
+            held_out_only=held_out,
+            device=device,
+            threads=threads,
+            overwrite=overwrite,
+            progress=report,
+        )
+    for prediction in written:
+        for doubt in prediction.warnings:
+            note(f"{prediction.case}: {doubt}")
     if not quiet:
+        say(f"{len(written)} label maps in {out}")
         # the held-out cases of a data set have their references in it
         next_command("handful", "evaluate", out, images if held_out else "REFERENCES", "--out", runs[0])
