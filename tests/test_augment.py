@@ -129,7 +129,7 @@ def test_affine_and_mirror_are_undone(patch):
     assert (back * ~inside.unsqueeze(1)).abs().max() == 0
     error = ((back - image).abs() * inside.unsqueeze(1))[interior(patch)]
     assert error.max() < 0.25 * image.std()
-    assert error.mean() < 0.03 * image.std()
+    assert error.mean() < 0.05 * image.std()
 
 
 @both_dims

@@ -212,17 +212,19 @@ def apply_geometry(
             new_image[rows] = F.grid_sample(sampled, grid, padding_mode=padding, align_corners=False)
             return new_image, None
         if linear and classes is not None:
-            kinds = torch.arange(IGNORE, classes, device=device).reshape(-1, *[1] * dims)
-            both = torch.cat((sampled, (label[rows].unsqueeze(1) == kinds).float()), 1)
+            kinds = torch.arange(IGNORE, classes, device=device, dtype=torch.float32).reshape(-1, *[1] * dims)
+            one_hot = (label[rows].unsqueeze(1) - kinds).abs_().neg_().add_(1).clamp_(min=0)  # faster than ==
+            both = torch.cat((sampled, one_hot), 1)
             both = F.grid_sample(both, grid, padding_mode=padding, align_corners=False)
             new_image[rows] = both[:, : image.shape[1]]
-            classified = both[:, image.shape[1] :].argmax(1) + IGNORE
+            scores = both[:, image.shape[1] :].movedim(1, -1).contiguous()  # argmax is six times faster so
+            classified = scores.argmax(-1) + IGNORE
         else:
             new_image[rows] = F.grid_sample(sampled, grid, padding_mode=padding, align_corners=False)
             values = label[rows].unsqueeze(1).float()  # exact up to 2**24
             nearest = F.grid_sample(values, grid, mode="nearest", padding_mode=padding, align_corners=False)
             classified = nearest[:, 0].long()
-        new_label[rows] = classified.masked_fill((grid.abs() > 1).any(-1), outside)
+        new_label[rows] = classified.masked_fill(grid.abs().amax(-1) > 1, outside)
     return new_image, new_label
 
 
