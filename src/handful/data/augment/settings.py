@@ -30,7 +30,7 @@ class AugmentSettings:
         shift: largest translation, as a fraction of the patch.
         elastic_knots: control distances along the longest axis of the patch; more is a finer bend.
         elastic_strength: largest displacement of a control point, as a fraction of the control distance.
-        mirror axes come from the plan, not from here; ``p_mirror`` is for each allowed axis.
+        p_mirror: for each axis the plan allows.
         source_factor: no source crop is larger than this times the patch; what a rare extreme sample reads beyond
             it is outside.
         padding: what the image shows outside the source: its nearest voxel, its reflection, or 0.
