@@ -11,6 +11,7 @@ A NIfTI file may state its geometry three times (sform, qform, pixdim), and the 
 """
 
 import gzip
+import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from handful.data.volume import Grid, corner_distance_mm, times
 
 TEMPLATE_CODES = (3, 4)  # Talairach, MNI 152: the sform may scale
 DAMAGED = (EOFError, OSError, zlib.error, ValueError, HeaderDataError)
+DEFLATE_AT_MOST = 1032  # no byte of gzip stands for more
 NEW_COPY = "Copy or export the file again."
 SET_GEOMETRY = (
     "Write the right geometry into both (nibabel: image.set_sform(affine, 1); image.set_qform(affine, 1))."
@@ -63,6 +65,15 @@ def read_nifti_header(path: Path) -> NiftiFile:
 
 def read_nifti_array(path: Path, file: NiftiFile) -> NDArray[Any]:
     """Decode the voxels, scl_slope and scl_inter applied, as (C, X, Y, Z) in the type on disk (float if scaled)."""
+    if int(file.header["datatype"]) not in nib.nifti1.data_type_codes.value_set("code"):
+        raise ProblemError(
+            path, f"the voxels have the unknown type {int(file.header['datatype'])}.", NEW_COPY
+        )
+    claimed = math.prod(file.grid.shape) * file.channels * file.header.get_data_dtype().itemsize
+    there = path.stat().st_size * (DEFLATE_AT_MOST if path.name.lower().endswith(".gz") else 1)
+    if claimed > there:  # asked before memory is, which a damaged header would ask for by the terabyte
+        what = f"the header claims {times(file.grid.shape)} voxels, the file holds fewer: it is cut off or damaged."
+        raise ProblemError(path, what, NEW_COPY)
     try:
         array = np.asanyarray(ArrayProxy(str(path), file.header, mmap=False))
     except MemoryError:
