@@ -289,6 +289,14 @@ def patient_in_two_splits(root: Path) -> None:
     (root / "cases.csv").write_text("case,patient\nc0,A\nc1,P\nc2,B\nc3,C\nt,P\n")
 
 
+@animal("warning", "u_0000.nii.gz", "patient P is in test .t.; this unlabelled image will not train")
+def unlabelled_image_of_a_test_patient(root: Path) -> None:
+    save(root / "imagesTs" / "t_0000.nii.gz", image(9))
+    save(root / "labelsTs" / "t.nii.gz", label(9))
+    save(root / "imagesUn" / "u_0000.nii.gz", image(10))
+    (root / "cases.csv").write_text("case,patient\nc0,A\nc1,D\nc2,B\nc3,C\nt,P\nu,P\n")
+
+
 @animal("fatal", "c1_0000.nii.gz", "cut off or damaged")
 def truncated_gz(root: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 30000, (40, 30, 20)).astype(np.int16)
@@ -591,7 +599,7 @@ def no_labels_at_all(root: Path) -> Path:
 
 
 def test_the_zoo_is_large() -> None:
-    assert len(ZOO) == len({a.name for a in ZOO}) == 96
+    assert len(ZOO) == len({a.name for a in ZOO}) == 97
     assert len(ZOO) >= 30
 
 

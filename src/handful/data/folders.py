@@ -15,20 +15,17 @@ LAYOUTS = (
     "Known are: dataset.json of MSD or nnU-Net beside imagesTr/ and labelsTr/; images/ and labels/; "
     "or a CSV file with the columns case,patient,image,label,split."
 )
-COMPANIONS = (
-    ".raw",
-    ".zraw",
-    ".gz",
-    ".json",
-    ".txt",
-    ".csv",
-    ".md",
-    ".tsv",
-)  # may lie beside volumes, say nothing
+# these may lie beside volumes without a word about them
+COMPANIONS = (".raw", ".zraw", ".gz", ".json", ".txt", ".csv", ".md", ".tsv")
 CHANNEL = re.compile(r"(.+)_(\d{4})$")
 
 
 def find_in_folder(root: Path, problems: Problems) -> Found:
+    """Read a folder with or without ``dataset.json``; ``imagesTr`` goes before ``images``.
+
+    Raises:
+        ProblemError: no known layout, or a ``dataset.json`` that cannot be read.
+    """
     manifest = root / "dataset.json"
     declared = read_declared(manifest, problems) if manifest.exists() else None
     images, labels = next(
@@ -308,9 +305,8 @@ def _volumes(folder: Path, ending: str | None, problems: Problems) -> list[Path]
         return []
     files = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".") and file.is_file()]
     good = [f for f in files if suffix_of(f) and (ending is None or f.name.lower().endswith(ending.lower()))]
-    strange = [
-        f for f in files if f not in set(good) and (suffix_of(f) or f.suffix.lower() not in COMPANIONS)
-    ]
+    strange = [f for f in files if suffix_of(f) or f.suffix.lower() not in COMPANIONS]
+    strange = sorted(set(strange) - set(good))
     if strange:
         problems.warning(
             strange[0],

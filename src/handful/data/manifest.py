@@ -12,6 +12,13 @@ SPLITS = ("train", "test", "unlabelled")
 
 
 def find_in_csv(path: Path, problems: Problems) -> Found:
+    """Read a manifest; a ``dataset.json`` beside it, if there is one, names labels and channels.
+
+    ``split`` is train (or empty), test or unlabelled; an empty ``label`` means unlabelled.
+
+    Raises:
+        ProblemError: not a table of the known columns.
+    """
     columns, rows = read_csv(path)
     image_columns = [c for c in columns if re.fullmatch(r"image\d*", c)]
     for needed in ("case", "image"):

@@ -6,11 +6,19 @@ from collections.abc import Sequence
 from handful.data.cases import Case
 from handful.data.layouts import Entry, Found
 from handful.data.manifest import read_csv
-from handful.data.problems import Problem, ProblemError, Problems
+from handful.data.problems import ProblemError, Problems
 from handful.errors import UsageError
 
 
 def assign_patients(found: Found, pattern: str | None, problems: Problems) -> tuple[list[Entry], str | None]:
+    """Return the entries with their patients, and in words where those came from (None: from nowhere).
+
+    The pattern counts first, then the manifest's column, then ``cases.csv`` (another file or column if ``groups`` in
+    ``dataset.json`` says so). A case nobody assigns is its own patient.
+
+    Raises:
+        UsageError: the pattern is no regular expression, has no group, or does not match every case.
+    """
     if pattern is not None:
         return _patients_by_pattern(found, pattern), f"pattern {pattern}"
     if found.patients_from:
@@ -85,16 +93,25 @@ def _patients_by_pattern(found: Found, pattern: str) -> list[Entry]:
     return entries
 
 
-def patients_in_two_splits(cases: Sequence[Case]) -> list[Problem]:
+def patients_in_two_splits(cases: Sequence[Case]) -> Problems:
+    """Find patients who are held out and train: fatal with labels, a warning without (splits leave such images out)."""
+    problems = Problems()
     held_out = {case.patient: case for case in cases if case.held_out}
-    both = {case.patient: case for case in cases if not case.held_out and case.patient in held_out}
-    return [
-        Problem(
-            severity="fatal",
-            case=case.name,
-            file=case.images[0],
-            what=f"patient {patient} is in training ({case.name}) and in test ({held_out[patient].name}).",
-            remedy="Move all cases of the patient to one side; otherwise the test scores would be too good.",
-        )
-        for patient, case in both.items()
-    ]
+    training = [case for case in cases if not case.held_out and case.patient in held_out]
+    for case in training:
+        test = held_out[case.patient].name
+        if case.label is not None:
+            problems.fatal(
+                case.images[0],
+                f"patient {case.patient} is in training ({case.name}) and in test ({test}).",
+                "Move all cases of the patient to one side; otherwise the test scores would be too good.",
+                case=case.name,
+            )
+        else:
+            problems.warning(
+                case.images[0],
+                f"patient {case.patient} is in test ({test}); this unlabelled image will not train.",
+                "Give it another patient if that is wrong.",
+                case=case.name,
+            )
+    return problems
