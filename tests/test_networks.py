@@ -301,6 +301,17 @@ def test_instance_norm_is_torchs_in_value_and_gradient(affine: bool, form: torch
     assert torch.autograd.gradcheck(lambda y: norm(y.contiguous(memory_format=form)), x)
 
 
+def test_the_network_compiles_and_computes_in_bfloat16() -> None:
+    net = UNet(dims=3, in_channels=1, classes=3, widths=(4, 6)).to(memory_format=torch.channels_last_3d)
+    x = torch.randn(2, 1, 4, 6, 8).to(memory_format=torch.channels_last_3d)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), net(x), rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = net(x)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), net(x), rtol=0.1, atol=0.1)
+
+
 # ---- heads
 
 

@@ -110,6 +110,13 @@ def test_published_sscl_fine_tuning_loss() -> None:
     assert np.abs(logits.grad.numpy() - golden["grad_logits_of_sum"]).max() < 1e-12
 
 
+def test_the_total_is_the_weighted_sum() -> None:
+    logits, label = random_case()
+    total = dice_ce(logits, label, dice_weight=0.3, cross_entropy_weight=2.0)
+    expected = 0.3 * soft_dice_loss(logits, label) + 2 * cross_entropy(logits, label)
+    torch.testing.assert_close(total, expected)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_perfect_prediction_costs_nothing(variant: dict) -> None:
     _, label = random_case(ignored=False)
