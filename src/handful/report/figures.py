@@ -26,8 +26,11 @@ MANY = (
     "#D1BBD7", "#AE76A3", "#882E72", "#1965B0", "#5289C7", "#7BAFDE", "#4EB265",
     "#90C987", "#CAE0AB", "#F7F056", "#F6C141", "#F1932D", "#E8601C", "#DC050C",
 )  # fmt: skip
-MISSED, EXTRA, CONFUSED = "#E69F00", "#56B4E9", "#CC79A7"
-"""Colours of the error map: in the reference only, in the prediction only, in both but as different structures."""
+MISSED, EXTRA, CONFUSED = "#FF3B30", "#32D7FF", "#FFFFFF"
+"""Colours of the error map: in the reference only, in the prediction only, in both but as different structures.
+
+Red and cyan differ in lightness too, and none of the three is the colour of a structure.
+"""
 
 POINTS = 500
 """A curve is thinned to this many points: more cannot be told apart at 900 pixels."""
@@ -39,7 +42,8 @@ NOT_A_TERM = ("step", "steps", "seconds", "loss", "lr", "steps_per_s", "gradient
 def structure_colours(count: int) -> tuple[str, ...]:
     """Return one colour a structure, distinguishable by colour-blind readers; beyond 14 they repeat."""
     palette = FEW if count <= len(FEW) else MANY
-    return tuple(palette[i % len(palette)] for i in range(count))
+    # strides of 5 through the rainbow: structures with neighbouring numbers often lie side by side
+    return tuple(palette[(5 * i if palette is MANY else i) % len(palette)] for i in range(count))
 
 
 def write_progress(metrics: Sequence[Mapping[str, float]], path: Path) -> None:
@@ -97,6 +101,7 @@ def overlay(
     pixel_mm: tuple[float, float],
     window: tuple[float, float],
     colours: Sequence[str],
+    tint: float = 0.45,
     letters: str = "",
     bar_mm: float = 0.0,
 ) -> "Figure":
@@ -108,6 +113,7 @@ def overlay(
         pixel_mm: height and width of a pixel.
         window: intensities drawn black and white.
         colours: of class 1, 2, ...
+        tint: how much of the colour covers the area, in [0, 1].
         letters: what lies to the left, right, top, bottom: ``"RLAP"``.
         bar_mm: length of a scale bar; 0 draws none.
     """
@@ -123,16 +129,19 @@ def overlay(
         for value, colour in enumerate(colours, start=1):
             mask = large == value
             rim = mask & ~ndimage.binary_erosion(mask, iterations=2)
-            rgb[mask] = 0.62 * rgb[mask] + 0.38 * np.array(to_rgb(colour))
+            rgb[mask] = (1 - tint) * rgb[mask] + tint * np.array(to_rgb(colour))
             rgb[rim] = to_rgb(colour)
+        rgb[ndimage.binary_dilation(large > 0) & (large == 0)] = (
+            0  # a thin dark edge keeps pale colours visible
+        )
 
     figure = Figure(figsize=(size[1] / 100, size[0] / 100), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(rgb, interpolation="nearest", aspect="auto")
     axes.set_axis_off()
     places = (
-        (0.02, 0.5, "left", "center"),
-        (0.98, 0.5, "right", "center"),
+        (0.025, 0.5, "left", "center"),
+        (0.975, 0.5, "right", "center"),
         (0.5, 0.98, "center", "top"),
         (0.5, 0.02, "center", "bottom"),
     )
@@ -140,7 +149,14 @@ def overlay(
         _caption(axes, x, y, letter, ha=across, va=along)
     if bar_mm:
         width = bar_mm / (image.shape[1] * pixel_mm[1])
-        axes.plot([0.04, 0.04 + width], [0.045, 0.045], color="white", linewidth=3, transform=axes.transAxes)
+        for colour, thickness in (("black", 5), ("white", 3)):
+            axes.plot(
+                [0.04, 0.04 + width],
+                [0.045, 0.045],
+                color=colour,
+                linewidth=thickness,
+                transform=axes.transAxes,
+            )
         _caption(axes, 0.04, 0.065, f"{bar_mm:g} mm", ha="left", va="bottom")
     return figure
 
@@ -155,21 +171,12 @@ def error_map(reference: NDArray[np.integer], prediction: NDArray[np.integer]) -
     return kind
 
 
-def png(figure: "Figure") -> bytes:
-    """Render a figure as PNG."""
-    return _render(figure, "png")
-
-
-def svg(figure: "Figure") -> bytes:
-    """Render a figure as SVG, letters as outlines, so that it looks the same everywhere."""
-    return _render(figure, "svg")
-
-
-def _render(figure: "Figure", kind: str) -> bytes:
+def png(figure: "Figure", *, dpi: int = 100) -> bytes:
+    """Render a figure as PNG; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a name may hold letters the font has not
-        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -202,6 +209,7 @@ def _axis(axes: "Axes", title: str, metrics: Sequence[Mapping[str, float]]) -> N
     axes.tick_params(labelsize=9)
     axes.set_xlabel("step", fontsize=9)
     axes.margins(x=0.01)
+    axes.locator_params(axis="x", nbins=6)
     if not metrics:
         axes.text(
             0.5,
@@ -217,9 +225,9 @@ def _axis(axes: "Axes", title: str, metrics: Sequence[Mapping[str, float]]) -> N
 def _caption(axes: "Axes", x: float, y: float, text: str, *, ha: str, va: str) -> None:
     from matplotlib.patheffects import withStroke
 
-    outline = [withStroke(linewidth=2.5, foreground="black")]
+    outline = [withStroke(linewidth=3, foreground="black")]
     axes.text(
-        x, y, text, ha=ha, va=va, color="white", fontsize=11, transform=axes.transAxes, path_effects=outline
+        x, y, text, ha=ha, va=va, color="white", fontsize=15, transform=axes.transAxes, path_effects=outline
     )
 
 

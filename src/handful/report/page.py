@@ -8,16 +8,20 @@ import base64
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import handful
 from handful.artefacts import read_json, write_text
 from handful.errors import DataError
 from handful.report.evidence import Evidence, listing, mapping, number, read_run
-from handful.report.figures import CONFUSED, EXTRA, MISSED, curves, structure_colours, svg
+from handful.report.figures import CONFUSED, EXTRA, MISSED, curves, png, structure_colours
 from handful.report.slices import show_case
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 METRICS = {"dice": "Dice", "hd95_mm": "HD95, mm", "assd_mm": "ASSD, mm", "nsd": "NSD"}
 POOR = 0.5
@@ -44,9 +48,16 @@ def write_report(run: Path, *, out: Path | None = None) -> Path:
     Raises:
         UsageError: ``run`` holds nothing of a run.
     """
+    evidence = read_run(run)
+    target = out or run / "report.html"
+    write_text(target, _template().render(_content(evidence)))
+    return target
+
+
+@cache
+def _template() -> "Template":
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    evidence = read_run(run)
     environment = Environment(
         loader=PackageLoader("handful.report"),
         autoescape=True,
@@ -55,10 +66,7 @@ def write_report(run: Path, *, out: Path | None = None) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"figures": _figures, "interval": _interval}
-    page = environment.get_template("report.html.j2").render(_content(evidence))
-    target = out or run / "report.html"
-    write_text(target, page)
-    return target
+    return environment.get_template("report.html.j2")
 
 
 def _content(evidence: Evidence) -> dict[str, Any]:
@@ -195,7 +203,7 @@ def _results(evidence: Evidence) -> dict[str, Any] | None:
         "cases": cases,
         "failures": failures,
         "where": _where(evidence, [row["case"] for row in cases]),
-        "notes": [str(note) for key in ("problems", "notes") for note in listing(evidence.summary.get(key))],
+        "notes": [str(note) for note in listing(evidence.summary.get("notes"))],
     }
 
 
@@ -330,9 +338,8 @@ def _training(evidence: Evidence) -> dict[str, Any]:
         ("Steps per second", f"{steps / seconds:.2f}" if steps and seconds else None),
         ("Last loss", f"{last['loss']:.4f}" if "loss" in last else None),
     ]
-    source = (
-        "data:image/svg+xml;base64," + base64.b64encode(svg(curves(rows))).decode("ascii") if rows else ""
-    )
+    picture = base64.b64encode(png(curves(rows), dpi=180)).decode("ascii") if rows else ""
+    source = f"data:image/png;base64,{picture}" if picture else ""
     return {"facts": [(what, value) for what, value in facts if value], "source": source}
 
 
@@ -410,8 +417,8 @@ def _warnings(evidence: Evidence, results: Row | None) -> list[str]:
         )
     missed = sum(line["missed"] for line in results["lines"]) if results else 0
     if missed:
-        told.append(f"{_count(missed, 'structure')} not found at all; see Failures.")
-    return [*told, *(results["notes"] if results else ())]
+        told.append(f"Structures missed altogether: {missed}; see Failures.")
+    return [*told, *map(str, listing(evidence.summary.get("problems")))]
 
 
 def _trainable(evidence: Evidence) -> list[str]:
@@ -453,8 +460,8 @@ def _words(value: Any) -> str:
 
 def _range(rows: Sequence[Sequence[float]]) -> str:
     """Write the smallest and largest of each axis: ``31–43 × 40–59 × 24–47``."""
-    ends = [(min(column), max(column)) for column in zip(*rows)]
-    return " × ".join(f"{low:.4g}" if low == high else f"{low:.4g}–{high:.4g}" for low, high in ends)
+    ends = [(f"{min(column):.4g}", f"{max(column):.4g}") for column in zip(*rows)]
+    return " × ".join(low if low == high else f"{low}–{high}" for low, high in ends)
 
 
 def _volumes(ml: Sequence[float]) -> str:

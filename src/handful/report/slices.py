@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +21,8 @@ LETTERS = ("APSI", "RLSI", "RLAP")
 """What lies left, right, above and below in each plane, as radiologists look at it: from the feet, or face to face."""
 MARGIN_MM = 20.0
 """How much of the surroundings is shown around the structures."""
+NEARBY = 0.1
+"""Two slices closer than this part of the volume show much the same; the second is left out."""
 
 
 class Panel(NamedTuple):
@@ -39,7 +42,7 @@ class Row(NamedTuple):
 def show_case(
     evidence: Evidence, case: str, *, label_values: Sequence[int], colours: Sequence[str]
 ) -> list[Row]:
-    """Draw the slice with the most wrong voxels and, if it is another, the one with the most structure.
+    """Draw the slice with the most wrong voxels and, if it lies elsewhere, the one with the most structure.
 
     Args:
         label_values: value in the files of each class; the first is background.
@@ -82,33 +85,22 @@ def show_case(
 
     structure = (reference if (reference > 0).any() else prediction) > 0
     worst, largest = (int(np.count_nonzero(array, axis=(1, 2)).argmax()) for array in (errors, structure))
+    chosen = {worst: "most wrong voxels"}
+    if abs(worst - largest) > NEARBY * len(image):
+        chosen[largest] = "most structure"
+    dimmed = (window[0], window[0] + 1.7 * (window[1] - window[0]))
     rows = []
-    for index, why in {worst: "most wrong voxels", largest: "most structure"}.items():
-        if index == worst == largest:
-            why = "most wrong voxels and most structure"
-
-        def draw(label: NDArray[np.integer] | None, tints: Sequence[str], index: int = index) -> "Figure":
-            bar = bar_mm if label is None else 0.0
-            letters = LETTERS[across] if label is None else ""
-            return overlay(
-                image[index],
-                label,
-                pixel_mm=pixel_mm,
-                window=window,
-                colours=tints,
-                letters=letters,
-                bar_mm=bar,
-            )
-
-        panels = [
-            Panel("Image", _source(draw(None, ()))),
-            Panel("Reference", _source(draw(reference[index], colours))),
-            Panel("Prediction", _source(draw(prediction[index], colours))),
-            Panel("Error", _source(draw(errors[index], (MISSED, EXTRA, CONFUSED)))),
-        ]
+    for index, why in chosen.items():
+        draw = partial(overlay, image[index], pixel_mm=pixel_mm)
+        figures = {
+            "Image": draw(None, window=window, colours=(), letters=LETTERS[across], bar_mm=bar_mm),
+            "Reference": draw(reference[index], window=window, colours=colours),
+            "Prediction": draw(prediction[index], window=window, colours=colours),
+            "Error": draw(errors[index], window=dimmed, colours=(MISSED, EXTRA, CONFUSED), tint=0.8),
+        }
         share = 100 * np.count_nonzero(errors[index]) / errors[index].size
         title = f"{PLANES[across].capitalize()} slice {index + 1} of {len(image)}: {why} ({share:.1f} % of it wrong)"
-        rows.append(Row(title, panels))
+        rows.append(Row(title, [Panel(name, _source(figure)) for name, figure in figures.items()]))
     return rows
 
 
