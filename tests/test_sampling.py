@@ -67,7 +67,9 @@ def test_a_box_equals_the_same_box_of_the_edge_padded_volume(centre: tuple[int, 
     padded = np.pad(volume.numpy(), ((0, 0), (40, 40), (40, 40), (40, 40)), mode="edge")
     start = [40 + c - s // 2 for c, s in zip(centre, size, strict=True)]
     expected = padded[:, *(slice(a, a + s) for a, s in zip(start, size, strict=True))]
-    assert np.array_equal(_box(volume, np.array(centre), size, lead=1).numpy(), expected)
+    assert np.array_equal(_box(volume, np.array(centre), size).numpy(), expected)
+    label = np.pad(volume[0].numpy(), 40, constant_values=-7)[tuple(slice(a, a + s) for a, s in zip(start, size))]
+    assert np.array_equal(_box(volume[0], np.array(centre), size, outside=-7).numpy(), label)
 
 
 def test_foreground_share_holds_over_steps_and_the_rest_is_uniform() -> None:

@@ -148,7 +148,9 @@ class Source:
         geometry = sample_geometry(
             self.augment, batch=batch, patch=self.patch, spacing_mm=spacing, mirror=self.mirror, generator=generator
         )
-        intensity = sample_intensity(self.augment, batch=batch, channels=channels, generator=generator)
+        intensity = sample_intensity(
+            self.augment, batch=batch, channels=channels, generator=generator, spacing_mm=spacing
+        )
         with torch.no_grad():
             image, label = apply_geometry(
                 geometry,
@@ -176,10 +178,10 @@ class Source:
             case = cases[pick]
             extent = np.array(case.image.shape[1:])
             centre = self._centre(case, extent, rng, on_foreground=with_label and item < forced)
-            images.append(_box(case.image, centre, size, lead=1))
+            images.append(_box(case.image, centre, size))
             if with_label:
                 assert case.label is not None
-                labels.append(_box(case.label, centre, size, lead=0))
+                labels.append(_box(case.label, centre, size, outside=IGNORED_VOXEL))
             positions.append((centre + 0.5) / extent)
         image = torch.stack(images).to(self.device)
         label = None
@@ -221,14 +223,21 @@ class Source:
         return int(words[0]) << 31 | int(words[1]) >> 1
 
 
-def _box(array: Readable, centre: np.ndarray, size: tuple[int, ...], *, lead: int) -> Tensor:
-    """Cut a box around ``centre``; beyond the volume the nearest voxel is repeated (as at prediction)."""
+def _box(array: Readable, centre: np.ndarray, size: tuple[int, ...], *, outside: int | None = None) -> Tensor:
+    """Cut a box around ``centre`` from the last three axes.
+
+    Beyond the volume an image repeats its nearest voxel, as at prediction, and a label is ``outside``: nobody knows
+    what is there.
+    """
+    lead = len(array.shape) - 3
     shape = array.shape[lead:]
     start = [int(c) - s // 2 for c, s in zip(centre, size, strict=True)]
     inside = tuple(slice(max(a, 0), min(a + s, n)) for a, s, n in zip(start, size, shape, strict=True))
     box = array[(slice(None),) * lead + inside]
     for axis, (a, s, n) in enumerate(zip(start, size, shape, strict=True)):
         if a < 0 or a + s > n:
-            index = torch.arange(a, a + s, device=box.device).clamp_(0, n - 1) - max(a, 0)
-            box = box.index_select(lead + axis, index)
+            index = torch.arange(a, a + s, device=box.device)
+            box = box.index_select(lead + axis, index.clamp(0, n - 1) - max(a, 0))
+            if outside is not None:
+                box = box.index_fill(lead + axis, ((index < 0) | (index >= n)).nonzero()[:, 0], outside)
     return box

@@ -48,6 +48,8 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise RunError(f"{self.path} is in use by another process; wait for it or choose another --out.") from error
+            for half_written in self.path.glob(".tmp-*"):  # a process killed while writing left it
+                half_written.unlink()
             yield
 
     def say(self, text: str) -> None:
