@@ -156,8 +156,8 @@ def test_the_folder_is_laid_out_as_said(tmp_path: Path) -> None:
     assert description["labels"] == {str(value): name for value, name in LABEL_NAMES.items()}
     assert description["modality"] == {"0": "CT"}
     assert len(description["training"]) == description["numTraining"] == 4
-    assert len(description["test"]) == description["numTest"] == 2
-    for entry in description["training"]:
+    assert len(description["test_labelled"]) == 2
+    for entry in [*description["training"], *description["test_labelled"]]:
         assert (folder / entry["image"]).is_file()
         assert (folder / entry["label"]).is_file()
     names = {

@@ -116,7 +116,7 @@ def make_phantom(
                 if part == "Tr":
                     training.append({"image": f"./imagesTr/{file}", "label": f"./labelsTr/{file}"})
                 elif part == "Ts":
-                    test.append(f"./imagesTs/{file}")
+                    test.append({"image": f"./imagesTs/{file}", "label": f"./labelsTs/{file}"})
                 rows.append(f"{name},patient_{patient:03d}")
         write_text(building / "cases.csv", "\n".join(rows) + "\n")
         write_json(
@@ -129,9 +129,10 @@ def make_phantom(
                 "modality": {"0": modality},
                 "labels": {str(value): name for value, name in LABEL_NAMES.items()},
                 "numTraining": len(training),
-                "numTest": len(test),
+                "numTest": 0,  # MSD's own test images have no labels; ours have
                 "training": training,
-                "test": test,
+                "test": [],
+                "test_labelled": test,
                 "phantom": settings,
             },
         )

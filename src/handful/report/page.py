@@ -310,6 +310,8 @@ def _split(evidence: Evidence) -> list[dict[str, Any]]:
     rows = []
     for part, use in uses.items():
         cases = evidence.cases(part)
+        if part == "validation" and not cases:
+            continue  # few-label runs watch nothing, and need not say so
         patients = {evidence.patient(case) for case in cases}
         names = ", ".join(cases[:NAMES_SHOWN]) + (
             f" and {len(cases) - NAMES_SHOWN} more" if len(cases) > NAMES_SHOWN else ""
@@ -415,7 +417,11 @@ def _warnings(evidence: Evidence, results: Row | None) -> list[str]:
         told.append(
             "There is no interval: with fewer than two patients nothing can be said about the next one."
         )
-    missed = sum(line["missed"] for line in results["lines"]) if results else 0
+    missed, invented = (
+        sum(line[kind] for line in results["lines"]) if results else 0 for kind in ("missed", "invented")
+    )
+    if invented:
+        told.append(f"Structures found where there is none: {invented}; see Failures.")
     if missed:
         told.append(f"Structures missed altogether: {missed}; see Failures.")
     return [*told, *map(str, listing(evidence.summary.get("problems")))]

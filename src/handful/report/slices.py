@@ -123,7 +123,7 @@ def _read(evidence: Evidence, path: str) -> tuple[NDArray[Any], NDArray[np.float
     from handful.data.io import load
 
     root = Path(str(mapping(evidence.manifest.get("dataset")).get("root", ".")))
-    loaded = load(root / path)
+    loaded = load(Path(path) if Path(path).exists() else root / path)
     return loaded.array[0], loaded.grid.affine
 
 
