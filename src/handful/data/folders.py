@@ -235,14 +235,15 @@ def _held_out(
     """Return the labelled test cases: listed ones that exist, and pairs in imagesTs/ and labelsTs/."""
     entries: list[Entry] = []
     content = declared.content if declared else {}
-    missing, listed_without = [], 0
+    missing: list[str] = []
+    listed_without: list[Path] = []
     for key in ("test_labelled", "test"):
         items = content.get(key)
         for item in items if isinstance(items, list) else ():
             assert declared is not None
             entry = _listed_entry(root, declared, None, item)
             if entry.label is None:
-                listed_without += 1
+                listed_without += entry.images[:1]
             elif all(file.is_file() for file in (*entry.images, entry.label)):
                 entries.append(entry._replace(held_out=True))
             else:
@@ -269,8 +270,9 @@ def _held_out(
                 "this test label has no image in imagesTs/.",
                 "Restore the image or delete it.",
             )
-    if without or listed_without:
-        number = max(without, listed_without)
+    paired = {image.resolve() for entry in entries for image in entry.images}
+    number = max(without, sum(image.resolve() not in paired for image in listed_without))
+    if number:
         problems.note(
             root,
             f"{number} test image(s) have no label; they are left out, use handful predict on them.",
