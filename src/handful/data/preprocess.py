@@ -26,6 +26,9 @@ from handful.errors import DataError
 IGNORED_VOXEL = 255
 """Class index of voxels whose label is not known."""
 
+UNKNOWN = -1
+"""Marks values without a class in the table of ``class_indices``."""
+
 FURTHEST = 6.0
 """Z-scores are clipped here: one overflowing voxel at 15 deviations would shift a whole instance normalisation."""
 
@@ -70,7 +73,7 @@ def prepare(image: Volume, label: Volume | None, plan: Plan) -> Prepared:
     orders = _orders(_along(image.spacing_mm, image.affine, plan.axes))
     result = np.empty((len(image.array), *geometry.grid), np.float32)
     for channel, normalisation, target in zip(image.array, plan.channels, result):
-        values = normalise(to_grid(channel, image.affine, plan.axes), normalisation)
+        values = normalise(np.ascontiguousarray(to_grid(channel, image.affine, plan.axes)), normalisation)
         target[:] = resample(values, geometry.grid, orders=orders).astype(np.float16)
     if label is None:
         return Prepared(result, None, geometry)
@@ -119,22 +122,25 @@ def class_indices(values: NDArray[Any], plan: Plan) -> NDArray[np.uint8]:
     Raises:
         DataError: a value that the plan does not know.
     """
-    pairs = list(zip(plan.label_values, range(len(plan.label_values))))
+    known = dict(zip(plan.label_values, range(len(plan.label_values))))
     if plan.ignore_value is not None:
-        pairs.append((plan.ignore_value, IGNORED_VOXEL))
-    lowest, highest = int(values.min()), int(values.max())
-    table = np.full(min(highest - lowest, 1 << 20) + 1, -1, np.int16)
-    for value, index in pairs:
-        if lowest <= value < lowest + len(table):
-            table[value - lowest] = index
-    indices = table[np.minimum(values.astype(np.int64) - lowest, len(table) - 1)]
-    if (indices < 0).any() or highest - lowest >= len(table):
-        unknown = sorted({int(value) for value in np.unique(values)} - {value for value, _ in pairs})
-        raise DataError(
-            f"the label holds values {unknown[:10]} that nobody declared (declared: {[value for value, _ in pairs]}). "
-            "Add them to dataset.json and to plan.yaml, or mend the label map."
-        )
-    return indices.astype(np.uint8)
+        known[plan.ignore_value] = IGNORED_VOXEL
+    lowest, highest = min(known), max(known)
+    table = np.full(highest - lowest + 1, UNKNOWN, np.int16)
+    for value, index in known.items():
+        table[value - lowest] = index
+    result = np.empty(values.shape, np.uint8)
+    for slab, target in zip(values, result):  # slice by slice: a table look-up takes eight bytes a voxel
+        outside = slab.size and (slab.min() < lowest or slab.max() > highest)
+        indices = np.int16(UNKNOWN) if outside else table[slab.astype(np.int64) - lowest]
+        if np.any(indices == UNKNOWN):
+            unknown = sorted({int(value) for value in np.unique(values)} - set(known))
+            raise DataError(
+                f"the label holds values {unknown[:10]} that nobody declared (declared: {sorted(known)}). "
+                "Add them to dataset.json and to plan.yaml, or mend the label map."
+            )
+        target[:] = indices
+    return result
 
 
 def restore(array: NDArray[Any], geometry: Geometry, plan: Plan) -> NDArray[Any]:

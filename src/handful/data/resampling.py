@@ -5,10 +5,10 @@ the *extents* of the two grids (the outer faces of the outermost voxels), so bot
 round trip returns to the same grid. An axis whose number of voxels does not change is not touched.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from nibabel.orientations import io_orientation
@@ -22,6 +22,9 @@ Order = Literal[1, 3]
 
 TIE = 1e-6
 """Scores this close are equal: rounding does not decide which of two classes gets the voxel between them."""
+
+SLAB = 16
+"""Slices of a label map that are interpolated together: small enough to stay near the processor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,39 +87,32 @@ def grid_shape(
 
 
 def resample(
-    array: NDArray[np.floating], shape: Sequence[int], *, orders: Sequence[int]
+    array: NDArray[np.floating], shape: Sequence[int], *, orders: Sequence[Order]
 ) -> NDArray[np.floating]:
     """Interpolate the last three axes of ``array`` to ``shape`` by splines, one axis after the other.
 
-    Interpolation along an axis is linear in the values, so it is a matrix; three small matrix products replace
-    64 taps a voxel. Equal to ``scipy.ndimage.zoom(..., mode="nearest", grid_mode=True)``.
+    Equal to ``scipy.ndimage.zoom(..., mode="nearest", grid_mode=True)``, without its 64 taps a voxel.
 
     Args:
         array: (..., D, H, W).
         shape: of the result; axes that have this size already are left as they are, bit for bit.
         orders: spline order along each axis, 1 or 3.
     """
-    lead = array.shape[:-3]
-    # shrinking axes first: the later products are smaller
-    for axis in sorted(range(3), key=lambda axis: shape[axis] / array.shape[len(lead) + axis]):
-        old, new = array.shape[len(lead) + axis], shape[axis]
-        if old == new:
-            continue
-        matrix = _interpolation_matrix(old, new, orders[axis]).astype(array.dtype)
-        if axis == 0:
-            tail = array.shape[-2:]
-            array = np.matmul(matrix, array.reshape(*lead, old, -1)).reshape(*lead, new, *tail)
-        elif axis == 1:
-            array = np.matmul(matrix, array)
-        else:
-            array = np.matmul(array, matrix.T)
+    size = array.shape[-3:]
+    for axis in sorted(
+        range(3), key=lambda axis: shape[axis] / size[axis]
+    ):  # shrinking first: less work after
+        if size[axis] != shape[axis] and orders[axis] == 1:
+            array = _linear(array, _taps(size[axis], shape[axis]), axis)
+        elif size[axis] != shape[axis]:
+            array = _cubic(array, shape[axis], axis)
     return array
 
 
 def resample_labels(label: NDArray[np.uint8], shape: Sequence[int]) -> NDArray[np.uint8]:
     """Interpolate each class linearly and keep the strongest: smooth borders without mixing indices.
 
-    Each class is computed only in the box that holds it, so that the number of classes hardly matters.
+    A few slices at a time, and each class only in the box that holds it: the number of classes hardly matters.
 
     Args:
         label: (D, H, W) class indices; any value, 255 included, counts as a class. The lowest wins ties.
@@ -124,50 +120,142 @@ def resample_labels(label: NDArray[np.uint8], shape: Sequence[int]) -> NDArray[n
     """
     if tuple(shape) == label.shape:
         return label
-    matrices = [_interpolation_matrix(old, new, 1) for old, new in zip(label.shape, shape)]
     result = np.zeros(shape, np.uint8)
-    best = np.zeros(shape, np.float32)
-    background = np.ones(shape, np.float32)
-    boxes: list[tuple[slice, ...] | None] = list(ndimage.find_objects(label))
-    for index, box in enumerate(boxes, start=1):
-        if box is None:
-            continue
-        target, weights = _box_weights(matrices, box)
-        score = _apply(weights, (label[box] == index).astype(np.float32))
-        background[target] -= score
-        wins = score > best[target] + TIE
-        result[target][wins] = index
-        best[target][wins] = score[wins]
-    result[background >= best - TIE] = 0
+    for rows, part, taps in _slabs(label.shape, shape):
+        slab, winner = label[part], result[rows]
+        best = np.zeros(winner.shape, np.float32)
+        background = np.ones(winner.shape, np.float32)
+        boxes: list[tuple[slice, ...] | None] = list(ndimage.find_objects(slab))
+        for index, box in enumerate(boxes, start=1):
+            reached = None if box is None else _reach(taps, box)
+            if reached is None:
+                continue
+            target, source, inner = reached
+            score = _linear_all((slab[source] == index).astype(np.float32), inner)
+            background[target] -= score
+            wins = score > best[target] + TIE
+            np.copyto(winner[target], index, where=wins)
+            np.copyto(best[target], score, where=wins)
+        winner[background >= best - TIE] = 0
     return result
 
 
 def resampled_argmax(scores: NDArray[np.floating], shape: Sequence[int]) -> NDArray[np.uint8]:
     """Interpolate (K, D, H, W) scores linearly to ``shape`` and return the index of the strongest class.
 
-    One class at a time, each only where it could win, so memory stays at a few volumes for any K. The lowest index
-    wins ties.
+    A few slices at a time, and each class only where it could win, so memory stays at the result for any K. The lowest
+    index wins ties.
     """
     result = np.zeros(shape, np.uint8)
-    best = np.full(shape, -np.inf, np.float32)
-    matrices = [_interpolation_matrix(old, new, 1) for old, new in zip(scores.shape[1:], shape)]
-    # the strongest of K scores is at least their mean: below the smallest mean nothing wins
-    mean = np.zeros(scores.shape[1:], np.float32)
-    for channel in scores:
-        mean += channel
-    floor = float(mean.min()) / len(scores)
-    floor -= 1e-5 * max(1.0, abs(floor))
-    for index, channel in enumerate(scores):
-        box = _bounding_box(channel >= floor)
-        if box is None:
-            continue
-        grown = tuple(slice(max(0, s.start - 1), min(n, s.stop + 1)) for s, n in zip(box, channel.shape))
-        target, weights = _box_weights(matrices, grown)
-        score = _apply(weights, channel[grown].astype(np.float32))
-        wins = score > best[target] + TIE
-        result[target][wins] = index
-        best[target][wins] = score[wins]
+    for rows, part, taps in _slabs(scores.shape[1:], shape):
+        slab = scores[:, part].astype(np.float32)
+        winner = result[rows]
+        best = np.full(winner.shape, -np.inf, np.float32)
+        # the strongest of K scores is at least their mean: below the smallest mean nothing wins
+        floor = float(slab.mean(axis=0).min())
+        floor -= 1e-5 * max(1.0, abs(floor))
+        for index, channel in enumerate(slab):
+            box = next(iter(ndimage.find_objects((channel >= floor).view(np.uint8))), None)
+            reached = None if box is None else _reach(taps, box)
+            if reached is None:
+                continue
+            target, source, inner = reached
+            score = _linear_all(channel[source], inner)
+            wins = score > best[target] + TIE
+            np.copyto(winner[target], index, where=wins)
+            np.copyto(best[target], score, where=wins)
     return result
+
+
+class _Taps(NamedTuple):
+    """Linear interpolation along an axis: ``array[lower] + weight * (array[upper] - array[lower])``."""
+
+    lower: NDArray[np.intp]
+    upper: NDArray[np.intp]
+    weight: NDArray[np.float32]
+
+
+def _taps(old: int, new: int) -> _Taps:
+    """Return the taps from ``old`` to ``new`` voxels with aligned extents and repeated edges."""
+    place = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
+    lower = np.floor(place).astype(np.intp)
+    return _Taps(lower, np.minimum(lower + (place > lower), old - 1), (place - lower).astype(np.float32))
+
+
+def _linear(array: NDArray[Any], taps: _Taps, axis: int) -> NDArray[Any]:
+    """Interpolate one of the last three axes (0, 1, 2) linearly."""
+    axis -= 3
+    lower = array.take(taps.lower, axis=axis)
+    step = array.take(taps.upper, axis=axis)
+    step -= lower
+    step *= taps.weight.reshape(-1, *(1,) * (-1 - axis))
+    lower += step
+    return lower
+
+
+def _linear_all(array: NDArray[np.float32], taps: Sequence[_Taps]) -> NDArray[np.float32]:
+    """Interpolate (D, H, W) along all axes, shrinking ones first; an axis that stays as it is is skipped."""
+    for axis in sorted(range(3), key=lambda axis: len(taps[axis].lower) / array.shape[axis]):
+        if len(taps[axis].lower) != array.shape[axis] or taps[axis].weight.any():
+            array = _linear(array, taps[axis], axis)
+    return array
+
+
+def _slabs(
+    old: Sequence[int], new: Sequence[int]
+) -> Iterator[tuple[slice, slice, tuple[_Taps, _Taps, _Taps]]]:
+    """Cut the result into slabs along its first axis: rows of the result, rows of the source they need, taps there."""
+    first, second, third = (_taps(n, m) for n, m in zip(old, new))
+    for start in range(0, new[0], SLAB):
+        rows = slice(start, min(new[0], start + SLAB))
+        part = slice(int(first.lower[rows][0]), int(first.upper[rows][-1]) + 1)
+        yield rows, part, (_cut(first, rows, part.start), second, third)
+
+
+def _reach(
+    taps: Sequence[_Taps], box: Sequence[slice]
+) -> tuple[tuple[slice, ...], tuple[slice, ...], list[_Taps]] | None:
+    """Return what a box of the source touches: the box of the result, the source it needs, and the taps in there.
+
+    None if nothing: a structure one voxel wide can fall between two voxels of a coarser grid.
+    """
+    target, source, inner = [], [], []
+    for axis, part in zip(taps, box):
+        rows = slice(
+            int(np.searchsorted(axis.upper, part.start)), int(np.searchsorted(axis.lower, part.stop))
+        )
+        if rows.start >= rows.stop:
+            return None
+        needed = slice(int(axis.lower[rows.start]), int(axis.upper[rows.stop - 1]) + 1)
+        target.append(rows)
+        source.append(needed)
+        inner.append(_cut(axis, rows, needed.start))
+    return tuple(target), tuple(source), inner
+
+
+def _cut(taps: _Taps, rows: slice, origin: int) -> _Taps:
+    return _Taps(taps.lower[rows] - origin, taps.upper[rows] - origin, taps.weight[rows])
+
+
+def _cubic(array: NDArray[Any], new: int, axis: int) -> NDArray[Any]:
+    """Interpolate one of the last three axes (0, 1, 2) by a cubic spline: a matrix product, because it is linear."""
+    *lead, d, h, w = array.shape
+    matrix = _cubic_matrix(array.shape[axis - 3], new).astype(array.dtype)
+    if axis == 0:
+        array = np.matmul(matrix, array.reshape(*lead, d, h * w)).reshape(*lead, new, h, w)
+    else:
+        array = np.matmul(matrix, array) if axis == 1 else np.matmul(array, matrix.T)
+    return array
+
+
+@lru_cache(maxsize=256)
+def _cubic_matrix(old: int, new: int) -> NDArray[np.float32]:
+    """Return the (new, old) matrix of cubic spline interpolation with aligned extents and repeated edges."""
+    if old == 1:
+        return np.ones((new, 1), np.float32)
+    # interpolating the unit vectors gives the matrix's columns
+    matrix = ndimage.zoom(np.eye(old), (new / old, 1.0), order=3, mode="nearest", grid_mode=True)
+    return np.asarray(matrix, np.float32)
 
 
 def _orientation(affine: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -178,49 +266,3 @@ def _orientation(affine: NDArray[np.floating]) -> NDArray[np.float64]:
             "thickness. Mend the header (sform/qform) with the scanner's original."
         )
     return orientation
-
-
-@lru_cache(maxsize=512)
-def _interpolation_matrix(old: int, new: int, order: Order) -> NDArray[np.float32]:
-    """Return the (new, old) matrix of spline interpolation with aligned extents and repeated edges."""
-    if old == 1:
-        return np.ones((new, 1), np.float32)
-    if old == new:
-        return np.eye(old, dtype=np.float32)
-    # interpolating the unit vectors gives the matrix's columns
-    matrix = ndimage.zoom(np.eye(old), (new / old, 1.0), order=order, mode="nearest", grid_mode=True)
-    return np.asarray(matrix, np.float32)
-
-
-def _box_weights(
-    matrices: Sequence[NDArray[np.float32]], box: Sequence[slice]
-) -> tuple[tuple[slice, ...], list[NDArray[np.float32]]]:
-    """Return the box of the result that voxels of ``box`` reach, and the parts of the matrices that take them there."""
-    target, weights = [], []
-    for matrix, part in zip(matrices, box):
-        reached = np.flatnonzero(matrix[:, part].any(axis=1))
-        # a class one voxel wide can fall between two voxels of a coarser grid
-        rows = slice(int(reached[0]), int(reached[-1]) + 1) if reached.size else slice(0, 0)
-        target.append(rows)
-        weights.append(matrix[rows, part])
-    return tuple(target), weights
-
-
-def _apply(weights: Sequence[NDArray[np.float32]], array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Multiply (D, H, W) by one matrix an axis; an identity is skipped."""
-    for axis in sorted(range(3), key=lambda axis: weights[axis].shape[0] / weights[axis].shape[1]):
-        matrix = weights[axis]
-        if matrix.shape[0] == matrix.shape[1] and np.array_equal(matrix, np.eye(len(matrix))):
-            continue
-        if axis == 0:
-            array = (matrix @ array.reshape(array.shape[0], -1)).reshape(-1, *array.shape[1:])
-        elif axis == 1:
-            array = np.matmul(matrix, array)
-        else:
-            array = np.matmul(array, matrix.T)
-    return array
-
-
-def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
-    found: tuple[slice, ...] | None = next(iter(ndimage.find_objects(mask.view(np.uint8))), None)
-    return found
