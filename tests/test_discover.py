@@ -347,7 +347,9 @@ def test_original_acdc_is_opened_with_a_loud_note(
         read_image(dataset.cases[0].images)
 
 
-def test_test_images_listed_bare_but_labelled_in_labels_ts_are_held_out_without_a_word(phantom_folder: Path) -> None:
+def test_test_images_listed_bare_but_labelled_in_labels_ts_are_held_out_without_a_word(
+    phantom_folder: Path,
+) -> None:
     dataset = open_dataset(phantom_folder)
     assert len(dataset.held_out) == 2
     assert not [note for note in dataset.notes if "have no label" in note]

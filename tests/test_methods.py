@@ -6,6 +6,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from handful.batches import IGNORE
 from handful.data.augment.settings import AugmentSettings
 from handful.data.sampling import SamplingSettings, Source, StoredCase, foreground_voxels
@@ -13,7 +15,6 @@ from handful.errors import UsageError
 from handful.methods import load_method, method_names
 from handful.methods.contract import Method
 from handful.networks.build import build_network, unet_architecture
-from torch import Tensor
 
 CASES = [(name, dims) for name in method_names() for dims in (2, 3)]
 
@@ -22,8 +23,8 @@ def made(name: str, dims: int) -> Method:
     torch.manual_seed(0)
     network = build_network(
         unet_architecture(
-            dims=dims, in_channels=1, classes=3, widths=(4, 6, 8), strides=((2,) * dims,) * 2, kernels=((3,) * dims,) * 3,
-            blocks=1, kind="plain", norm="instance", deep_supervision=True,
+            dims=dims, in_channels=1, classes=3, widths=(4, 6, 8), strides=((2,) * dims,) * 2,
+            kernels=((3,) * dims,) * 3, blocks=1, kind="plain", norm="instance", deep_supervision=True,
         )
     )  # fmt: skip
     module = load_method(name)
@@ -40,12 +41,18 @@ def phantom_source(dims: int, step: int = 0) -> Source:
         label[5:11, 10:17, 6:13] = 2
         image = label[None].astype(np.float32) + 0.3 * rng.normal(size=(1, *label.shape)).astype(np.float32)
         cases.append(
-            StoredCase(f"c{i}", torch.from_numpy(image), torch.from_numpy(label), foreground_voxels(label, 3), (1.5, 1.0, 1.0))
+            StoredCase(
+                f"c{i}",
+                torch.from_numpy(image),
+                torch.from_numpy(label),
+                foreground_voxels(label, 3),
+                (1.5, 1.0, 1.0),
+            )
         )
     hidden = [dataclasses.replace(case, label=None, foreground=()) for case in cases[2:]]
     return Source(
-        labelled=cases[:2], unlabelled=hidden, patch=(8, 16, 12)[3 - dims :], batch=3, classes=3, mirror=(False,) * dims,
-        augment=AugmentSettings(), sampling=SamplingSettings(), device=torch.device("cpu"), seed=0, step=step,
+        labelled=cases[:2], unlabelled=hidden, patch=(8, 16, 12)[3 - dims :], batch=3, classes=3,
+        mirror=(False,) * dims, augment=AugmentSettings(), sampling=SamplingSettings(), device=torch.device("cpu"), seed=0, step=step,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from handful.artefacts import read_json, write_json
 from handful.data.io import read_label, read_label_names, write_label
 from handful.data.plan import NetworkPlan, Normalisation, Plan
+from handful.data.preprocess import restore_labels
 from handful.errors import DataError, RunError, UsageError
 from handful.inference.images import find_images
 from handful.inference.model import load_model
@@ -158,6 +159,34 @@ def test_one_damaged_file_costs_no_other(tmp_path: Path) -> None:
         case["case"]: case["status"] for case in read_json(tmp_path / "out" / "predictions.json")["cases"]
     }
     assert record == {"a": "written", "b": "failed", "c": "written", "d": "written"}
+
+
+def test_a_surprise_in_one_volume_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run")
+    for name, depth in (("a", 8), ("b", 9), ("c", 8)):
+        save(tmp_path / "images" / f"{name}.nii.gz", noise(3, (9, 12, depth)))
+
+    def surprised(label: Any, geometry: Any, plan: Any) -> Any:
+        if geometry.shape[2] == 9:
+            raise ZeroDivisionError("nobody thought of this")
+        return restore_labels(label, geometry, plan)
+
+    monkeypatch.setattr("handful.inference.predict.restore_labels", surprised)
+    with pytest.raises(DataError, match=r"1 of 3(.|\n)*b: .*b\.nii\.gz: ZeroDivisionError: nobody thought"):
+        predict(run, tmp_path / "images", tmp_path / "out", device="cpu")
+    assert {f.name for f in (tmp_path / "out").glob("*.nii.gz")} == {"a.nii.gz", "c.nii.gz"}
+
+
+def test_a_full_disk_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run")
+    image = save(tmp_path / "a.nii.gz", noise(3, (9, 12, 8)))
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise RunError("no space left")
+
+    monkeypatch.setattr("handful.inference.predict.write_label", full)
+    with pytest.raises(RunError, match="no space left"):
+        predict(run, image, tmp_path / "out", device="cpu")
 
 
 def test_complete_results_are_kept_unless_told_otherwise(tmp_path: Path) -> None:

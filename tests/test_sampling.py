@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from handful.data.augment.settings import AugmentSettings
 from handful.data.preprocess import IGNORED_VOXEL
 from handful.data.sampling import SamplingSettings, Source, StoredCase, _box, foreground_voxels
@@ -62,13 +63,17 @@ def test_every_case_is_seen_equally_often() -> None:
 
 @pytest.mark.parametrize("centre", [(0, 0, 0), (4, 6, 5), (8, 13, 10)])
 @pytest.mark.parametrize("size", [(3, 4, 5), (20, 6, 31)])
-def test_a_box_equals_the_same_box_of_the_edge_padded_volume(centre: tuple[int, ...], size: tuple[int, ...]) -> None:
+def test_a_box_equals_the_same_box_of_the_edge_padded_volume(
+    centre: tuple[int, ...], size: tuple[int, ...]
+) -> None:
     volume = torch.arange(9 * 14 * 11).reshape(1, 9, 14, 11)
     padded = np.pad(volume.numpy(), ((0, 0), (40, 40), (40, 40), (40, 40)), mode="edge")
     start = [40 + c - s // 2 for c, s in zip(centre, size, strict=True)]
     expected = padded[:, *(slice(a, a + s) for a, s in zip(start, size, strict=True))]
     assert np.array_equal(_box(volume, np.array(centre), size).numpy(), expected)
-    label = np.pad(volume[0].numpy(), 40, constant_values=-7)[tuple(slice(a, a + s) for a, s in zip(start, size))]
+    label = np.pad(volume[0].numpy(), 40, constant_values=-7)[
+        tuple(slice(a, a + s) for a, s in zip(start, size))
+    ]
     assert np.array_equal(_box(volume[0], np.array(centre), size, outside=-7).numpy(), label)
 
 
@@ -77,7 +82,9 @@ def test_foreground_share_holds_over_steps_and_the_rest_is_uniform() -> None:
     quiet = AugmentSettings()
     hits = 0
     for step in range(60):
-        drawn = source(step, patch=(1, 1, 1), sampling=SamplingSettings(foreground=1 / 3), augment=quiet).draw_labelled(1)
+        drawn = source(
+            step, patch=(1, 1, 1), sampling=SamplingSettings(foreground=1 / 3), augment=quiet
+        ).draw_labelled(1)
         centre = tuple(s // 2 for s in drawn.label.shape[1:])
         hits += int(drawn.label[0, *centre] > 0)
     assert 18 <= hits <= 26  # 20 forced; a voxel in twenty or so is foreground by chance

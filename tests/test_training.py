@@ -13,12 +13,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from handful.data.cases import Dataset
 from handful.errors import DataError, RunError, UsageError
 from handful.training.recipe import parse_duration, resolve
 from handful.training.run import train
 from handful.training.schedules import SCHEDULES, ema_decay
-from safetensors.torch import load_file
 
 QUICK = ("loop.checkpoint_every_s=0", "loop.rows=10000")
 """A checkpoint and a row at every step, so that a kill can fall anywhere."""
@@ -38,13 +39,28 @@ except HandfulError as error:
 
 
 def run(data: Path, out: Path, *, steps: int = 6, **changes: object) -> dict[str, torch.Tensor]:
-    arguments: dict[str, object] = {"labels": "2", "steps": steps, "set_": QUICK, "threads": 1, "quiet": True, "device": "cpu"}
+    arguments: dict[str, object] = {
+        "labels": "2",
+        "steps": steps,
+        "set_": QUICK,
+        "threads": 1,
+        "quiet": True,
+        "device": "cpu",
+    }
     train(data, out, **(arguments | changes))  # type: ignore[arg-type]
     return load_file(out / "weights.safetensors")
 
 
 def start(data: Path, out: Path, *, steps: int, limit: int | None = None) -> subprocess.Popen[str]:
-    arguments = {"data": str(data), "out": str(out), "labels": "2", "steps": steps, "set_": QUICK, "threads": 1, "device": "cpu"}
+    arguments = {
+        "data": str(data),
+        "out": str(out),
+        "labels": "2",
+        "steps": steps,
+        "set_": QUICK,
+        "threads": 1,
+        "device": "cpu",
+    }
 
     def small_files() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -260,13 +276,16 @@ def test_durations() -> None:
 
 def test_a_recipe_file_is_complete_enough_to_repeat_a_run(phantom_folder: Path, uninterrupted: Path) -> None:
     import yaml
+
     from handful.artefacts import write_yaml
 
     written = yaml.safe_load((uninterrupted / "recipe.yaml").read_text())
     parts = {key: written[key] for key in ("name", "method", "loop", "augment", "sampling")}
     file = uninterrupted.parent / "recipe.yaml"
     write_yaml(file, parts)
-    assert resolve(None, file=file).as_dict() == {**resolve("supervised", over={"loop": written["loop"]}).as_dict()}
+    assert resolve(None, file=file).as_dict() == {
+        **resolve("supervised", over={"loop": written["loop"]}).as_dict()
+    }
 
 
 def test_the_data_set_object_never_shows_a_hidden_label(phantom_folder: Path) -> None:

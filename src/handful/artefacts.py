@@ -30,7 +30,9 @@ def atomic_path(target: Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=".tmp-", suffix="-" + target.name, dir=target.parent)
         os.close(handle)
     except OSError as error:
-        raise RunError(f"{target.parent} cannot be written: {error.strerror}. Choose another --out.") from error
+        raise RunError(
+            f"{target.parent} cannot be written: {error.strerror}. Choose another --out."
+        ) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -73,7 +75,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}. Mend the file or delete it to have it made anew.") from None
+        raise DataError(
+            f"{path} is not valid JSON: {error}. Mend the file or delete it to have it made anew."
+        ) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -83,7 +87,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path} is not valid YAML: {error}. Mend the file or delete it to have it made anew.") from None
+        raise DataError(
+            f"{path} is not valid YAML: {error}. Mend the file or delete it to have it made anew."
+        ) from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no settings (a mapping was expected, found {type(content).__name__}).")
     return content

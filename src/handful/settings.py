@@ -27,7 +27,10 @@ def build(kind: type[T], values: Mapping[str, Any], *, where: str) -> T:
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
-        lines = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
+        lines = [
+            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']} (found {e['input']!r})"
+            for e in error.errors()
+        ]
         raise UsageError(f"{where}: " + "; ".join(lines)) from None
     except (ValueError, TypeError) as error:
         raise UsageError(f"{where}: {error}") from None
@@ -72,7 +75,9 @@ def as_dict(settings: Any) -> dict[str, Any]:
 
 def _refuse_unknown(kind: Any, values: Mapping[str, Any], *, where: str, path: str) -> None:
     if not isinstance(values, Mapping):
-        raise UsageError(f"{where}: {path or 'the settings'} must be a mapping of names to values, found {values!r}.")
+        raise UsageError(
+            f"{where}: {path or 'the settings'} must be a mapping of names to values, found {values!r}."
+        )
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key, value in values.items():
         full = f"{path}.{key}" if path else str(key)

@@ -63,8 +63,10 @@ class StoredCase:
     spacing_mm: tuple[float, float, float]
 
 
-def foreground_voxels(label: np.ndarray, classes: int, *, keep: int = FOREGROUND_VOXELS_KEPT) -> tuple[np.ndarray, ...]:
-    """Return up to ``keep`` voxel coordinates (n, 3) of every foreground class present, evenly thinned in scan order."""
+def foreground_voxels(
+    label: np.ndarray, classes: int, *, keep: int = FOREGROUND_VOXELS_KEPT
+) -> tuple[np.ndarray, ...]:
+    """Return up to ``keep`` voxel coordinates (n, 3) of every foreground class present, thinned evenly."""
     found = []
     for index in range(1, classes):
         flat = np.flatnonzero(label == index)
@@ -146,7 +148,12 @@ class Source:
         spacing = self._spacing()
         batch, channels = crops.image.shape[:2]
         geometry = sample_geometry(
-            self.augment, batch=batch, patch=self.patch, spacing_mm=spacing, mirror=self.mirror, generator=generator
+            self.augment,
+            batch=batch,
+            patch=self.patch,
+            spacing_mm=spacing,
+            mirror=self.mirror,
+            generator=generator,
         )
         intensity = sample_intensity(
             self.augment, batch=batch, channels=channels, generator=generator, spacing_mm=spacing
@@ -166,11 +173,15 @@ class Source:
 
     def _draw(self, cases: Sequence[StoredCase], count: int, *, stream: int, with_label: bool) -> Crops:
         if not cases:
-            raise DataError("there are no cases to draw from: this method needs cases this run does not have.")
+            raise DataError(
+                "there are no cases to draw from: this method needs cases this run does not have."
+            )
         rng = np.random.default_rng(self._seed("draw", stream))
         picks = self._pick_cases(len(cases), count, stream)
         # the same number of foreground-centred items every step, the fraction made up over steps
-        forced = int((self.step + 1) * count * self.sampling.foreground) - int(self.step * count * self.sampling.foreground)
+        forced = int((self.step + 1) * count * self.sampling.foreground) - int(
+            self.step * count * self.sampling.foreground
+        )
         margin = source_margin(self.augment, self.patch, self._spacing())
         size = (1,) * (3 - len(self.patch)) + tuple(p + m for p, m in zip(self.patch, margin, strict=True))
         images, labels, positions = [], [], []
@@ -202,7 +213,9 @@ class Source:
             picks[i] = order[int(number) % total]
         return picks
 
-    def _centre(self, case: StoredCase, extent: np.ndarray, rng: np.random.Generator, *, on_foreground: bool) -> np.ndarray:
+    def _centre(
+        self, case: StoredCase, extent: np.ndarray, rng: np.random.Generator, *, on_foreground: bool
+    ) -> np.ndarray:
         """Choose the centre voxel of a box: on foreground, or wherever the patch stays inside the volume."""
         full = (1,) * (3 - len(self.patch)) + self.patch
         low = np.minimum(np.array(full) // 2, (extent - 1) // 2)
@@ -211,15 +224,17 @@ class Source:
         if on_foreground and case.foreground:
             voxels = case.foreground[rng.integers(len(case.foreground))]
             wanted = voxels[rng.integers(len(voxels))]
-            return np.clip(wanted, low, high)
-        return uniform
+            return np.asarray(np.clip(wanted, low, high))
+        return np.asarray(uniform)
 
     def _spacing(self) -> tuple[float, ...]:
         cases = self.labelled or self.unlabelled
         return tuple(cases[0].spacing_mm[3 - len(self.patch) :])
 
     def _seed(self, purpose: str, stream: int) -> int:
-        words = np.random.SeedSequence([self.seed, self.step, {"draw": 1, "view": 2}[purpose], stream]).generate_state(2)
+        words = np.random.SeedSequence(
+            [self.seed, self.step, {"draw": 1, "view": 2}[purpose], stream]
+        ).generate_state(2)
         return int(words[0]) << 31 | int(words[1]) >> 1
 
 

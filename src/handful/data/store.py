@@ -58,7 +58,9 @@ def load_cases(
         kept = []
         for index, case in enumerate(cases):
             item = prepared[index]
-            image = torch.from_numpy(item.image).to(device, torch.float16 if device.type == "cuda" else torch.float32)
+            image = torch.from_numpy(item.image).to(
+                device, torch.float16 if device.type == "cuda" else torch.float32
+            )
             label = torch.from_numpy(item.label).to(device) if item.label is not None else None
             kept.append(_stored(case.name, image, label, item.label, item.geometry, plan))
         return Stored(kept, streamed=False)
@@ -66,8 +68,8 @@ def load_cases(
     kept = []
     for done, case in enumerate(cases, start=1):
         lazy = cache.open_lazy(case)
-        label = _OnDisk(lazy.label) if lazy.label is not None else None
-        kept.append(_stored(case.name, _OnDisk(lazy.image), label, lazy.label, lazy.geometry, plan))
+        mapped = _OnDisk(lazy.label) if lazy.label is not None else None
+        kept.append(_stored(case.name, _OnDisk(lazy.image), mapped, lazy.label, lazy.geometry, plan))
         if progress is not None:
             progress(done, len(cases))
     return Stored(kept, streamed=True)
@@ -90,7 +92,9 @@ class _OnDisk:
 def _stored(
     name: str, image: Any, label: Any, values: Any | None, geometry: Geometry, plan: Plan
 ) -> StoredCase:
-    foreground = foreground_voxels(np.asarray(values[:]), len(plan.label_values)) if values is not None else ()
+    foreground = (
+        foreground_voxels(np.asarray(values[:]), len(plan.label_values)) if values is not None else ()
+    )
     spacing = tuple(float(s) for s in geometry.spacing_mm)
     assert len(spacing) == 3
     return StoredCase(name, image, label, foreground, spacing)
@@ -103,7 +107,9 @@ def _resident_gb(cases: Sequence[Case], plan: Plan) -> float:
         grid = read_geometry(case.images[0])
         order, _ = grid_order(grid.affine, plan.axes)
         spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
-        shape = grid_shape([grid.shape[axis] for axis in order], [spacing[axis] for axis in order], plan.spacing_mm)
+        shape = grid_shape(
+            [grid.shape[axis] for axis in order], [spacing[axis] for axis in order], plan.spacing_mm
+        )
         total += math.prod(shape) * (4 * len(plan.channels) + 1)
     return total / 1e9
 

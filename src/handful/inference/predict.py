@@ -23,9 +23,9 @@ from handful.data.discover import open_dataset
 from handful.data.io import read_image, write_float, write_label
 from handful.data.plan import Plan
 from handful.data.preprocess import Prepared, prepare, restore, restore_labels
-from handful.data.resampling import Geometry, grid_order
+from handful.data.resampling import grid_order
 from handful.data.volume import Volume, times
-from handful.errors import DataError, UsageError
+from handful.errors import DataError, HandfulError, RunError, UsageError
 from handful.inference.images import find_images, is_dataset
 from handful.inference.model import Model, load_model
 from handful.inference.tta import entropy
@@ -144,13 +144,16 @@ def predict(
                 image, prepared = loaded.result()
                 doubts = _doubts(case, image, models[0].plan)
                 outputs = _compute(models, prepared, result, tta=tta, scratch=out)
-            except DataError as error:
-                result = _failed(result, str(error))
+            except RunError:  # the disk is full: nothing more can be written
+                raise
             except (MemoryError, torch.OutOfMemoryError):
                 result = _failed(
-                    result,
-                    f"{case.images[0]}: not enough memory for a volume of this size; try --device cpu.",
+                    result, f"{case.images[0]}: not enough memory for its size; try --device cpu."
                 )
+            except HandfulError as error:
+                result = _failed(result, str(error))
+            except Exception as error:  # whatever one volume provokes, the others are still wanted
+                result = _failed(result, f"{case.images[0]}: {type(error).__name__}: {error}")
             else:
                 for doubt in doubts:
                     warnings.warn(f"{case.name}: {doubt}", UnlikeTraining, stacklevel=2)
@@ -185,31 +188,31 @@ def _compute(
     models: Sequence[Model], prepared: Sequence[Prepared], wanted: Prediction, *, tta: bool, scratch: Path
 ) -> _Outputs:
     """Predict one case by every model and bring the average to the file's grid."""
-    members = [
-        model.probabilities(case.image, tta=tta, scratch=scratch)
-        for model, case in zip(models, prepared, strict=True)
-    ]
     geometry, plan = prepared[0].geometry, models[0].plan
-    if all(
-        _same_grid(geometry, plan, p.geometry, m.plan) for p, m in zip(prepared[1:], models[1:], strict=True)
-    ):
-        mean = members[0]
-        for member in members[1:]:
-            mean += member
-        mean /= len(members)
-        return _Outputs(
-            restore_labels(mean, geometry, plan),
-            restore(mean, geometry, plan) if wanted.probabilities else None,
-            restore(entropy(mean), geometry, plan) if wanted.uncertainty else None,
-        )
-    total = restore(members[0], geometry, plan)
-    for member, case, model in zip(members[1:], prepared[1:], models[1:], strict=True):
-        total += restore(member, case.geometry, model.plan)
-    total /= len(members)
-    label = np.asarray(plan.label_values)[total.argmax(0)]
-    return _Outputs(
-        label, total if wanted.probabilities else None, entropy(total) if wanted.uncertainty else None
+    one_grid = all(
+        p.geometry.grid == geometry.grid and m.plan.axes == plan.axes for p, m in zip(prepared, models)
     )
+    total: NDArray[np.float32] | None = None
+    for model, case in zip(models, prepared, strict=True):
+        member = model.probabilities(case.image, tta=tta, scratch=scratch)
+        if not one_grid:
+            member = restore(member, case.geometry, model.plan)
+        if total is None:
+            total = member
+        else:
+            total += member
+    assert total is not None
+    if len(models) > 1:
+        total /= len(models)
+    doubt = entropy(total) if wanted.uncertainty else None
+    if one_grid:
+        return _Outputs(
+            restore_labels(total, geometry, plan),
+            restore(total, geometry, plan) if wanted.probabilities else None,
+            None if doubt is None else restore(doubt, geometry, plan),
+        )
+    label = np.asarray(plan.label_values)[total.argmax(0)]
+    return _Outputs(label, total if wanted.probabilities else None, doubt)
 
 
 def _write(case: Case, result: Prediction, outputs: _Outputs, model: Model) -> None:
@@ -349,10 +352,6 @@ def _failed(result: Prediction, error: str) -> Prediction:
     for file in _files(result):
         file.unlink(missing_ok=True)  # an older result must not pass for this one
     return Prediction(case=result.case, status="failed", error=error)
-
-
-def _same_grid(first: Geometry, first_plan: Plan, second: Geometry, second_plan: Plan) -> bool:
-    return first.grid == second.grid and first_plan.axes == second_plan.axes
 
 
 def _check_agreement(models: Sequence[Model]) -> None:

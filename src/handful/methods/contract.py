@@ -1,7 +1,8 @@
 """The contract every method keeps: a module that turns a batch into a loss.
 
 A method is one file in this folder; its file name is its name. The file defines ``Settings`` (a frozen dataclass,
-defaults from the paper) and ``METHOD`` (the class, built as ``METHOD(network, settings)``). The engine in ``training`` knows nothing else about it.
+defaults from the paper) and ``METHOD`` (the class, built as ``METHOD(network, settings)``). The engine in
+``training`` knows nothing else about it.
 """
 
 from abc import ABC, abstractmethod
@@ -51,7 +52,7 @@ class Method(nn.Module, ABC):
     def step(self, batch: Any, progress: float) -> StepOutput:
         """Compute the loss of one batch; ``progress`` runs from 0 to 1 over the run."""
 
-    def after_step(self, progress: float) -> None:  # noqa: B027 - most methods have nothing to move
+    def after_step(self, progress: float) -> None:
         """Move what follows the weights (teachers, queues); called after each optimiser step."""
 
     @abstractmethod

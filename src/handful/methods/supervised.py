@@ -46,7 +46,9 @@ class Supervised(Method):
 
     def step(self, batch: Any, progress: float) -> StepOutput:
         """Dice and cross entropy, averaged over the decoder levels that predict."""
-        levels = self.network.deep(batch.image) if isinstance(self.network, UNet) else [self.network(batch.image)]
+        levels = (
+            self.network.deep(batch.image) if isinstance(self.network, UNet) else [self.network(batch.image)]
+        )
         dice = deep_supervision(levels, batch.label, soft_dice_loss)
         entropy = deep_supervision(levels, batch.label, cross_entropy)
         loss = self.settings.dice_weight * dice + self.settings.cross_entropy_weight * entropy

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from handful.artefacts import read_json
+from handful.artefacts import hash_of, hash_of_file, read_json
 from handful.data.cases import Dataset
 from handful.data.discover import open_dataset, scan_dataset
 from handful.data.io import SUFFIXES, read_label, read_label_names, stem_of, suffix_of
@@ -110,6 +110,7 @@ def evaluate(
 
     with ThreadPoolExecutor(min(len(pairs), os.cpu_count() or 1)) as pool:
         results = list(pool.map(score, pairs))
+        hashes = list(pool.map(hash_of_file, [file for case in pairs for file in (found[case], files[case])]))
     failures = [problem for problem in problems if problem] + [
         result for result in results if isinstance(result, str)
     ]
@@ -121,6 +122,7 @@ def evaluate(
         tolerance_mm=tolerance_mm,
         bootstrap=bootstrap,
         seed=seed,
+        made_from={"predictions": str(predictions), "references": str(references), "hash": hash_of(hashes)},
         problems=failures,
         notes=sorted(notes),
     )

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Summary:
         classes: class -> metric -> mean over volumes; also mean volumes in ml, and how many were scored and were not.
         cases: one score a volume and class, sorted by case, classes in the order of the labels.
         ci95: ``mean`` -> metric -> 95 % interval over patients (None for one); ``classes`` -> class -> the same.
+        made_from: what was compared, and a hash of it.
         problems: cases that should have been scored and were not, with the reason and the remedy.
         notes: other things the reader should know.
     """
@@ -42,6 +43,7 @@ class Summary:
     classes: Mapping[str, Mapping[str, float | None]]
     cases: tuple[ClassScore, ...]
     ci95: Mapping[str, Any]
+    made_from: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -52,6 +54,7 @@ def summarise(
     tolerance_mm: float,
     bootstrap: int = 2000,
     seed: int = 0,
+    made_from: Mapping[str, str] | None = None,
     problems: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> Summary:
@@ -62,6 +65,7 @@ def summarise(
         tolerance_mm: the one the surface Dice was computed with; goes into the definitions.
         bootstrap: draws of patients for the intervals.
         seed: of the draws.
+        made_from: see ``Summary``.
         problems: see ``Summary``.
         notes: see ``Summary``.
     """
@@ -96,6 +100,7 @@ def summarise(
             "classes": {name: intervals(slice(k, k + 1)) for k, name in enumerate(names)},
         },
         definitions=definitions(tolerance_mm=tolerance_mm, bootstrap=bootstrap, seed=seed),
+        made_from=dict(made_from or {}),
         problems=tuple(problems),
         notes=tuple(notes),
     )
@@ -118,9 +123,9 @@ def definitions(*, tolerance_mm: float, bootstrap: int, seed: int) -> dict[str, 
 
 def write_summary(folder: Path, summary: Summary) -> None:
     """Write ``summary.json`` and ``scores.csv`` into ``folder``."""
-    columns = ["class" if field.name == "class_name" else field.name for field in fields(ClassScore)]
+    columns = ["class" if entry.name == "class_name" else entry.name for entry in fields(ClassScore)]
     cases = [dict(zip(columns, astuple(score), strict=True)) for score in summary.cases]
-    content = {field.name: getattr(summary, field.name) for field in fields(Summary)} | {"cases": cases}
+    content = {entry.name: getattr(summary, entry.name) for entry in fields(Summary)} | {"cases": cases}
     write_json(folder / "summary.json", {"version": handful.__version__, **content})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

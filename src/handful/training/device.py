@@ -1,6 +1,10 @@
 """Where to compute and how precisely: chosen from what the machine has, or as told."""
 
+import logging
+from typing import Any
+
 import torch
+from lightning_fabric import Fabric
 
 from handful.errors import UsageError
 
@@ -18,7 +22,9 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
-            raise UsageError(f"--device {name}: this machine has {count} CUDA devices; use --device auto or cpu.")
+            raise UsageError(
+                f"--device {name}: this machine has {count} CUDA devices; use --device auto or cpu."
+            )
         return torch.device("cuda", device.index or 0)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps: this machine has no Metal device; use --device auto or cpu.")
@@ -45,6 +51,15 @@ def choose_precision(name: str, device: torch.device) -> str:
     if device.type == "cpu" and cpu_multiplies_bfloat16():
         return "bf16-mixed"
     return "32-true"
+
+
+def make_fabric(device: torch.device, precision: str) -> Fabric:
+    """Return Lightning Fabric for one device; what it would print of itself is left to our own lines."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    chosen: Any = precision
+    return Fabric(
+        accelerator=device.type, devices=1 if device.index is None else [device.index], precision=chosen
+    )
 
 
 def cpu_multiplies_bfloat16() -> bool:

@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, written so that a kill at any moment loses at most the steps since the last checkpoint."""
+"""A run's folder, written so that a kill at any moment loses at most the steps since the last checkpoint."""
 
 import contextlib
 import fcntl
@@ -38,7 +38,9 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"--out {path} cannot be made: {error.strerror}. Choose another folder.") from error
+            raise RunError(
+                f"--out {path} cannot be made: {error.strerror}. Choose another folder."
+            ) from error
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -47,7 +49,9 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise RunError(f"{self.path} is in use by another process; wait for it or choose another --out.") from error
+                raise RunError(
+                    f"{self.path} is in use by another process; wait for it or choose another --out."
+                ) from error
             for half_written in self.path.glob(".tmp-*"):  # a process killed while writing left it
                 half_written.unlink()
             yield
@@ -66,8 +70,8 @@ class RunFolder:
                 file.write(json.dumps({k: _rounded(v) for k, v in row.items()}) + "\n")
         except OSError as error:
             raise RunError(
-                f"{self.metrics} could not be written: {error.strerror}. The last checkpoint is intact; free some space "
-                "and run the same command again to continue."
+                f"{self.metrics} could not be written: {error.strerror}. The last checkpoint is intact; free some "
+                "space and run the same command again to continue."
             ) from error
 
     def read_metrics(self) -> list[dict[str, float]]:

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
@@ -144,7 +145,9 @@ def fit(
             fraction = _fraction(number, seconds, steps, limit)
             if fraction >= 1 or interrupt.caught:
                 break
-            torch.manual_seed((seed << 32) + number)  # dropout: the only randomness left to the global generator
+            torch.manual_seed(
+                (seed << 32) + number
+            )  # dropout: the only randomness left to the global generator
             lr = settings.lr * SCHEDULES[settings.schedule](fraction)
             for group in optimiser.param_groups:
                 group["lr"] = lr
@@ -178,7 +181,8 @@ def fit(
     if step != (int(state["step"]) if state else 0):
         _save(folder, method, optimiser, averages, step, seconds)
     if interrupt.caught and _fraction(step, seconds, steps, limit) < 1:
-        raise RunError(f"stopped at step {step} by {interrupt.caught}; run the same command again to continue exactly there.")
+        words = f"stopped at step {step} by {interrupt.caught}; run the same command again to continue exactly there."
+        raise KeyboardInterrupt(words) if interrupt.caught == "SIGINT" else RunError(words)
     return {name: average.module for name, average in averages.items() if isinstance(average, Teacher)}
 
 
@@ -204,17 +208,19 @@ def _batches(
     step = first
     if not prefetch:
         while True:
-            yield step, method.batch(source(step))
+            yield step, _batch_of(method, source, step)
             step += 1
-    from concurrent.futures import ThreadPoolExecutor
-
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(lambda s=step: method.batch(source(s)))
+        ahead = pool.submit(_batch_of, method, source, first)
         while True:
             batch = ahead.result()
-            ahead = pool.submit(lambda s=step + 1: method.batch(source(s)))
+            ahead = pool.submit(_batch_of, method, source, step + 1)
             yield step, batch
             step += 1
+
+
+def _batch_of(method: Method, source: Callable[[int], Source], step: int) -> Any:
+    return method.batch(source(step))
 
 
 def _channels_last(batch: Any, memory_format: torch.memory_format) -> Any:
@@ -222,7 +228,7 @@ def _channels_last(batch: Any, memory_format: torch.memory_format) -> Any:
     wide = 4 if memory_format == torch.channels_last else 5
     return type(batch)(
         *(
-            x.contiguous(memory_format=memory_format) if isinstance(x, Tensor) and x.ndim == wide and x.is_floating_point() else x
+            x.contiguous(memory_format=memory_format) if isinstance(x, Tensor) and x.ndim == wide else x
             for x in batch
         )
     )
@@ -246,7 +252,9 @@ class _Window:
         return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
 
 
-def _row(window: _Window, step: int, steps: int | None, seconds: float, lr: float, passed: float) -> dict[str, float]:
+def _row(
+    window: _Window, step: int, steps: int | None, seconds: float, lr: float, passed: float
+) -> dict[str, float]:
     means = window.means()
     bad = [name for name, value in means.items() if value != value or value in (float("inf"), float("-inf"))]
     if bad:

@@ -36,7 +36,10 @@ class Recipe:
         """Return plain values, as written to ``recipe.yaml``."""
         return {
             "name": self.name,
-            **{part: settings_.as_dict(getattr(self, part)) for part in ("method", "loop", "augment", "sampling")},
+            **{
+                part: settings_.as_dict(getattr(self, part))
+                for part in ("method", "loop", "augment", "sampling")
+            },
         }
 
 
@@ -58,10 +61,17 @@ def resolve(
     values: dict[str, Any] = read_yaml(file) if file else {}
     written = values.pop("name", None)
     if name and written and name != written:
-        raise UsageError(f"{file} is a recipe for '{written}', but --method asks for '{name}'; leave one of them out.")
+        raise UsageError(
+            f"{file} is a recipe for '{written}', but --method asks for '{name}'; leave one of them out."
+        )
     name = name or written or "supervised"
     module = load_method(name)
-    kinds = {"method": module.Settings, "loop": LoopSettings, "augment": AugmentSettings, "sampling": SamplingSettings}
+    kinds = {
+        "method": module.Settings,
+        "loop": LoopSettings,
+        "augment": AugmentSettings,
+        "sampling": SamplingSettings,
+    }
     options = over or {}
     if options.get("loop"):  # one way of saying how long replaces the other
         for key in ("steps", "max_time_s"):
@@ -75,7 +85,9 @@ def resolve(
     where = f"recipe {file}" if file else "--set"
     for key in values:
         if key not in kinds:
-            inside = [f"{part}.{f.name}" for part, kind in kinds.items() if is_dataclass(kind) for f in fields(kind)]
+            inside = [
+                f"{part}.{f.name}" for part, kind in kinds.items() if is_dataclass(kind) for f in fields(kind)
+            ]
             found = next((path for path in inside if path.endswith(f".{key}")), None)
             hint = f"did you mean '{found}'?" if found else nearest(key, list(kinds))
             raise UsageError(f"{where}: unknown setting '{key}'; {hint}")
@@ -94,7 +106,11 @@ def parse_duration(text: str) -> float:
     import re
 
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
-    seconds = sum(float(part) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True) if part) if match else 0
+    seconds = (
+        sum(float(part) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True) if part)
+        if match
+        else 0
+    )
     if seconds <= 0:
         raise UsageError(f"--max-time {text}: expected a duration such as 90s, 20m or 1h30m.")
     return float(seconds)

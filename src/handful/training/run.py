@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 import handful
@@ -21,12 +20,12 @@ from handful.data.plan import Plan, explain, make_plan, read_plan, write_plan
 from handful.data.sampling import Source
 from handful.data.splits import Selection, make_splits, read_splits, write_splits
 from handful.data.store import load_cases
-from handful.errors import DataError, RunError, UsageError
+from handful.errors import DataError, UsageError
 from handful.methods import load_method
 from handful.methods.contract import Method
 from handful.networks.build import build_network, unet_architecture
 from handful.networks.weights import save_weights
-from handful.training.device import choose_device, choose_precision
+from handful.training.device import choose_device, choose_precision, make_fabric
 from handful.training.folder import RunFolder
 from handful.training.loop import Progress, fit
 from handful.training.recipe import Recipe, parse_duration, resolve
@@ -112,7 +111,9 @@ def train(
         length["steps"] = steps
     if max_time is not None:
         length["max_time_s"] = parse_duration(max_time)
-    resolved = resolve(method, file=recipe, assignments=set_, over={"loop": length}, default_steps=DEFAULT_STEPS)
+    resolved = resolve(
+        method, file=recipe, assignments=set_, over={"loop": length}, default_steps=DEFAULT_STEPS
+    )
     dataset = open_dataset(data, patients=patients)
     parts = (
         read_splits(splits, dataset)
@@ -139,7 +140,7 @@ def train(
         out_plan = _plan(dataset, selection, plan, where, None)
         for what, value, why in explain(out_plan):
             print(f"{what}: {value}  ({why})")
-        print(f"{resolved.name}: {len(selection.labelled)} labelled, {len(selection.unlabelled)} unlabelled cases; nothing trained.")
+        print(f"{resolved.name}: {_counts(resolved, selection)}; nothing trained.")
         return out
 
     folder = RunFolder(out, quiet=quiet)
@@ -148,7 +149,9 @@ def train(
             folder.say(f"{out} holds this run, finished; nothing to do. --overwrite trains it again.")
             return out
         if not folder.recipe.exists():
-            write_yaml(folder.recipe, asked, comment="Everything this run was asked to do; enough to repeat it.")
+            write_yaml(
+                folder.recipe, asked, comment="Everything this run was asked to do; enough to repeat it."
+            )
         write_splits(folder.splits, parts)
         decided = _plan(dataset, selection, plan, where, folder)
         manifest = _manifest(dataset, selection, resolved, where, exactness, seed)
@@ -174,16 +177,19 @@ def train(
 
         needs = load_method(resolved.name).METHOD.needs
         loaded = load_cases(
-            [*selection.labelled, *(selection.unlabelled if needs.unlabelled else ())], decided, folder=folder.path, device=where
+            [*selection.labelled, *(selection.unlabelled if needs.unlabelled else ())],
+            decided,
+            folder=folder.path,
+            device=where,
         )
         stored, others = loaded.cases[: len(selection.labelled)], loaded.cases[len(selection.labelled) :]
         folder.say(
-            f"{resolved.name}: {len(selection.labelled)} labelled and {len(others)} unlabelled cases on {where} "
-            f"({exactness}), {decided.dims}D patches {' x '.join(map(str, decided.patch))}, batch {decided.batch}"
+            f"{resolved.name}: {_counts(resolved, selection)}, on {where} ({exactness}), {decided.dims}D patches "
+            f"{' x '.join(map(str, decided.patch))}, batch {decided.batch}"
         )
         model, architecture = build_method(resolved, decided, seed)
         manifest["parameters"] = sum(p.numel() for p in model.parameters())
-        fabric = Fabric(accelerator=where.type, devices=1 if where.index is None else [where.index], precision=exactness)  # type: ignore[arg-type]
+        fabric = make_fabric(where, exactness)
         watch = _watch(folder, report, tensorboard=tensorboard)
         trained = fit(
             model, source_of, settings=resolved.loop, fabric=fabric, folder=folder, seed=seed,
@@ -211,7 +217,9 @@ def train(
             "seconds": rows[-1]["seconds"] if rows else 0.0,
         }
         write_json(folder.manifest, manifest)
-        folder.say(f"trained {manifest['steps']} steps in {manifest['seconds']:.0f} s; weights in {folder.weights}")
+        folder.say(
+            f"trained {manifest['steps']} steps in {manifest['seconds']:.0f} s; weights in {folder.weights}"
+        )
     return out
 
 
@@ -219,13 +227,17 @@ def build_method(recipe: Recipe, plan: Plan, seed: int) -> tuple[Method, dict[st
     """Build the planned network inside its method, weights drawn from ``seed``; also return the architecture."""
     torch.manual_seed(seed)
     sizes = asdict(plan.network)
-    architecture = unet_architecture(dims=plan.dims, in_channels=len(plan.channels), classes=len(plan.label_values), **sizes)
+    architecture = unet_architecture(
+        dims=plan.dims, in_channels=len(plan.channels), classes=len(plan.label_values), **sizes
+    )
     network: nn.Module = build_network(architecture)
     method: Method = load_method(recipe.name).METHOD(network, recipe.method)
     return method, architecture
 
 
-def _plan(dataset: Dataset, selection: Selection, plan: Path | None, device: torch.device, folder: RunFolder | None) -> Plan:
+def _plan(
+    dataset: Dataset, selection: Selection, plan: Path | None, device: torch.device, folder: RunFolder | None
+) -> Plan:
     """Read the plan given, or the one an earlier start of this run made, or make one from the training cases."""
     if plan is not None:
         decided = read_plan(plan)
@@ -247,6 +259,12 @@ def _plan(dataset: Dataset, selection: Selection, plan: Path | None, device: tor
     return decided
 
 
+def _counts(recipe: Recipe, selection: Selection) -> str:
+    hidden = f"{len(selection.unlabelled)} unlabelled cases"
+    unused = "" if load_method(recipe.name).METHOD.needs.unlabelled else " (which it does not use)"
+    return f"{len(selection.labelled)} labelled and {hidden}{unused}, {len(selection.test)} held out"
+
+
 def _check_needs(recipe: Recipe, selection: Selection) -> None:
     needs = load_method(recipe.name).METHOD.needs
     if needs.labels and not selection.labelled:
@@ -263,16 +281,22 @@ def _finished(folder: RunFolder, asked: dict[str, Any], *, overwrite: bool) -> b
         return False
     if not folder.recipe.exists():
         if folder.weights.exists() or folder.checkpoint.exists():
-            raise UsageError(f"{folder.path} holds a run without its recipe.yaml; choose another --out or use --overwrite.")
+            raise UsageError(
+                f"{folder.path} holds a run without its recipe.yaml; choose another --out or use --overwrite."
+            )
         return False
     there = read_yaml(folder.recipe)
     if hash_of(there) != hash_of(asked):
-        differing = sorted(key for key in {*there, *asked} if hash_of(there.get(key)) != hash_of(asked.get(key)))
+        differing = sorted(
+            key for key in {*there, *asked} if hash_of(there.get(key)) != hash_of(asked.get(key))
+        )
         raise UsageError(
             f"{folder.path} holds a different run (it differs in: {', '.join(differing)}). "
             "Choose another --out, or use --overwrite to replace it."
         )
-    return bool(folder.weights.exists() and folder.manifest.exists() and read_json(folder.manifest).get("finished"))
+    return bool(
+        folder.weights.exists() and folder.manifest.exists() and read_json(folder.manifest).get("finished")
+    )
 
 
 def _manifest(
@@ -287,11 +311,14 @@ def _manifest(
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine(),
+        "device_name": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "precision": precision,
         "seed": seed,
         "method": recipe.name,
+        "references": [load_method(recipe.name).METHOD.paper],
         "dataset": {
             "name": dataset.name,
             "root": str(dataset.root),
@@ -321,7 +348,9 @@ def _watch(
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise UsageError('--tensorboard needs an extra package: pip install "handful[tensorboard]".') from error
+            raise UsageError(
+                '--tensorboard needs an extra package: pip install "handful[tensorboard]".'
+            ) from error
         writer = SummaryWriter(str(folder.path / "tensorboard"))
     drawn = [0.0]
 

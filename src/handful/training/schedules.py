@@ -1,6 +1,7 @@
 """Learning rates and decays as functions of progress, which runs from 0 to 1 over a run."""
 
 import math
+from collections.abc import Callable
 
 
 def one_cycle(progress: float, *, warm_up: float = 0.1, start: float = 0.04, end: float = 1e-3) -> float:
@@ -16,7 +17,7 @@ def one_cycle(progress: float, *, warm_up: float = 0.1, start: float = 0.04, end
 
 def polynomial(progress: float, *, power: float = 0.9) -> float:
     """Return (1 - progress)^power, nnU-Net's decay."""
-    return (1 - min(progress, 1.0)) ** power
+    return float((1 - min(progress, 1.0)) ** power)
 
 
 def cosine(progress: float) -> float:
@@ -29,7 +30,12 @@ def constant(progress: float) -> float:
     return 1.0
 
 
-SCHEDULES = {"one_cycle": one_cycle, "polynomial": polynomial, "cosine": cosine, "constant": constant}
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "one_cycle": one_cycle,
+    "polynomial": polynomial,
+    "cosine": cosine,
+    "constant": constant,
+}
 
 
 def ema_decay(step: int, gain: float, *, horizon: float) -> float:
