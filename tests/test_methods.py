@@ -52,7 +52,8 @@ def phantom_source(dims: int, step: int = 0) -> Source:
     hidden = [dataclasses.replace(case, label=None, foreground=()) for case in cases[2:]]
     return Source(
         labelled=cases[:2], unlabelled=hidden, patch=(8, 16, 12)[3 - dims :], batch=3, classes=3,
-        mirror=(False,) * dims, augment=AugmentSettings(), sampling=SamplingSettings(), device=torch.device("cpu"), seed=0, step=step,
+        mirror=(False,) * dims, augment=AugmentSettings(), sampling=SamplingSettings(),
+        device=torch.device("cpu"), seed=0, step=step,
     )  # fmt: skip
 
 

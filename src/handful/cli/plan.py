@@ -1,5 +1,6 @@
 """``handful plan``: what is decided from the data, and why."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,9 @@ def plan(
     dims: Annotated[int | None, typer.Option(min=2, max=3, help="Decide 2D or 3D yourself.")] = None,
     seed: Seed = 0,
     device: Device = "auto",
+    cost: Annotated[
+        bool, typer.Option(help="Measure what a training step takes on this machine (some seconds).")
+    ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the FILE of --out.")] = False,
     json: Json = False,
 ) -> None:
@@ -49,7 +53,7 @@ def plan(
     )
     selection = parts.select(labels or "100%", draw)
     images = [*selection.labelled, *selection.unlabelled][:IMAGES_FOR_FINGERPRINT]
-    fingerprint = make_fingerprint(dataset, selection.labelled, images)
+    fingerprint = make_fingerprint(dataset, selection.labelled, images, threads=os.cpu_count() or 1)
     decided = make_plan(fingerprint, dataset, device=choose_device(device).type, dims=dims)
     if out is not None:
         write_plan(out, decided)
@@ -63,6 +67,17 @@ def plan(
         f"to train on, {len(selection.test)} held out.\n"
     )
     table(("decided", "value", "why"), explain(decided))
+    if cost:
+        from handful.training.cost import measure
+        from handful.training.run import DEFAULT_STEPS
+
+        found = measure(decided, device=device)
+        minutes = found.seconds_per_step * DEFAULT_STEPS / 60
+        say(
+            f"\nMeasured on {found.device} ({found.precision}): {found.seconds_per_step:.2f} s a step, so "
+            f"{DEFAULT_STEPS} steps in {minutes:.1f} minutes; {found.memory_gb:.1f} GB memory; {found.disk_mb:.0f} MB on disk a run; "
+            f"{found.parameters / 1e6:.1f} million parameters."
+        )
     options = {"--labels": labels, "--draw": draw or None, "--test": test, "--splits": splits, "--plan": out}
     words = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
     next_command("handful", "train", data, *words, "--out", "RUN")

@@ -91,6 +91,7 @@ def train(
             overwrite=overwrite,
             quiet=quiet,
             tensorboard=tensorboard,
+            init=init,
             dry_run=dry_run,
             report=report,
         )

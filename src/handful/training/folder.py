@@ -12,7 +12,17 @@ from typing import Any
 import torch
 
 from handful.artefacts import atomic_path, write_text
-from handful.errors import RunError
+from handful.errors import RunError, UsageError
+
+
+def weights_of(run: Path) -> Path:
+    """Return the weight file of a finished run; anything else is a ``UsageError``."""
+    path = run / "weights.safetensors"
+    if not path.is_file():
+        raise UsageError(
+            f"{run} holds no trained weights (weights.safetensors); give the folder of a finished run."
+        )
+    return path
 
 
 class RunFolder:

@@ -1,6 +1,7 @@
 """Train one model: from a folder of volumes to a run folder, doing whatever is missing on the way."""
 
 import datetime
+import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 import handful
-from handful.artefacts import hash_of, read_json, read_yaml, write_json, write_yaml
+from handful.artefacts import hash_of, hash_of_file, read_json, read_yaml, write_json, write_yaml
 from handful.data.cases import Dataset
 from handful.data.discover import content_hash, open_dataset
 from handful.data.fingerprint import make_fingerprint, write_fingerprint
@@ -24,9 +25,9 @@ from handful.errors import DataError, UsageError
 from handful.methods import load_method
 from handful.methods.contract import Method
 from handful.networks.build import build_network, unet_architecture
-from handful.networks.weights import save_weights
+from handful.networks.weights import load_into, load_weights, save_weights
 from handful.training.device import choose_device, choose_precision, make_fabric
-from handful.training.folder import RunFolder
+from handful.training.folder import RunFolder, weights_of
 from handful.training.loop import Progress, fit
 from handful.training.recipe import Recipe, parse_duration, resolve
 
@@ -59,6 +60,7 @@ def train(
     overwrite: bool = False,
     quiet: bool = False,
     tensorboard: bool = False,
+    init: Path | None = None,
     dry_run: bool = False,
     report: Callable[[Progress], None] | None = None,
 ) -> Path:
@@ -88,6 +90,7 @@ def train(
         overwrite: start over where ``out`` holds another run.
         quiet: print nothing.
         tensorboard: also write TensorBoard events (extra ``tensorboard``).
+        init: a run whose weights this one starts from; its plan must give the network the same images.
         dry_run: decide and print everything, train nothing.
         report: called with the progress at every row of the metrics.
 
@@ -135,6 +138,7 @@ def train(
         "seed": seed,
         "precision": exactness,
         "plan": hash_of(read_yaml(plan)) if plan else None,
+        "init": hash_of_file(weights_of(init)) if init else None,
     }
     if dry_run:
         out_plan = _plan(dataset, selection, plan, where, None)
@@ -188,6 +192,8 @@ def train(
             f"{' x '.join(map(str, decided.patch))}, batch {decided.batch}"
         )
         model, architecture = build_method(resolved, decided, seed)
+        if init is not None:
+            folder.say(_start_from(init, model, decided))
         manifest["parameters"] = sum(p.numel() for p in model.parameters())
         fabric = make_fabric(where, exactness)
         watch = _watch(folder, report, tensorboard=tensorboard)
@@ -235,6 +241,22 @@ def build_method(recipe: Recipe, plan: Plan, seed: int) -> tuple[Method, dict[st
     return method, architecture
 
 
+def _start_from(init: Path, method: Method, plan: Plan) -> str:
+    """Load another run's network into this one's; refuse weights that were trained on differently made images."""
+    parts, metadata = load_weights(weights_of(init))
+    theirs = metadata.get("plan", {})
+    for field in ("dims", "axes", "spacing_mm"):
+        mine = asdict(plan)[field]
+        if hash_of(theirs.get(field)) != hash_of(mine):
+            raise UsageError(
+                f"--init {init}: its plan has {field} = {theirs.get(field)}, this run's plan has {mine}; its weights "
+                f"would see other images. Train with its plan: --plan {init / 'plan.yaml'}."
+            )
+    if "segmenter" not in parts:
+        raise UsageError(f"--init {init}: it holds {', '.join(parts)}, not a segmentation network.")
+    return f"started from {init}: {load_into(method.exports()['segmenter'], parts['segmenter'])}"
+
+
 def _plan(
     dataset: Dataset, selection: Selection, plan: Path | None, device: torch.device, folder: RunFolder | None
 ) -> Plan:
@@ -245,7 +267,7 @@ def _plan(
         decided = read_plan(folder.plan)
     else:
         images = [*selection.labelled, *selection.unlabelled][:IMAGES_FOR_FINGERPRINT]
-        fingerprint = make_fingerprint(dataset, selection.labelled, images)
+        fingerprint = make_fingerprint(dataset, selection.labelled, images, threads=os.cpu_count() or 1)
         if folder is not None:
             write_fingerprint(folder.fingerprint, fingerprint)
         decided = make_plan(fingerprint, dataset, device=device.type)
