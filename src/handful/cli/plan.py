@@ -75,8 +75,8 @@ def plan(
         minutes = found.seconds_per_step * DEFAULT_STEPS / 60
         say(
             f"\nMeasured on {found.device} ({found.precision}): {found.seconds_per_step:.2f} s a step, so "
-            f"{DEFAULT_STEPS} steps in {minutes:.1f} minutes; {found.memory_gb:.1f} GB memory; {found.disk_mb:.0f} MB on disk a run; "
-            f"{found.parameters / 1e6:.1f} million parameters."
+            f"{DEFAULT_STEPS} steps in {minutes:.1f} minutes; {found.memory_gb:.1f} GB memory; {found.disk_mb:.0f} MB "
+            f"on disk a run; {found.parameters / 1e6:.1f} million parameters."
         )
     options = {"--labels": labels, "--draw": draw or None, "--test": test, "--splits": splits, "--plan": out}
     words = [str(word) for option, value in options.items() if value is not None for word in (option, value)]

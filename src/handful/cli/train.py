@@ -34,6 +34,10 @@ def train(
     draw: Draw = 0,
     test: Test = None,
     splits: SplitsFile = None,
+    fold: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="Set fold N of the labelled cases aside and score it."),
+    ] = None,
     patients: Patients = None,
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help="A plan.yaml, perhaps edited.")] = None,
     recipe: Annotated[
@@ -78,6 +82,7 @@ def train(
             draw=draw,
             test=test,
             splits=splits,
+            fold=fold,
             seed=seed,
             steps=steps,
             max_time=max_time,

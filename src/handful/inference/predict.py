@@ -6,7 +6,7 @@ costs none of the others.
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,6 +75,7 @@ def predict(
     probabilities: bool = False,
     uncertainty: bool = False,
     held_out_only: bool = False,
+    only: Collection[str] | None = None,
     device: str = "auto",
     threads: int | None = None,
     overwrite: bool = False,
@@ -92,6 +93,7 @@ def predict(
         probabilities: also write ``<case>_probabilities.nii.gz``, one volume a class.
         uncertainty: also write ``<case>_uncertainty.nii.gz``, in [0, 1].
         held_out_only: only the cases that every run set aside as test (its ``splits.json``); ``images`` is a data set.
+        only: names of the cases to predict; ``images`` is a data set. None: all.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
         threads: CPU threads; None leaves torch's choice.
         overwrite: write again what is there.
@@ -120,6 +122,8 @@ def predict(
         cases = _held_out(images, models)
     else:
         cases = find_images(images, channels=len(models[0].plan.channels))
+    if only is not None:
+        cases = [case for case in cases if case.name in set(only)]
     _protect_inputs(cases, out)
     results = {
         case.name: _names(case.name, out, probabilities=probabilities, uncertainty=uncertainty)

@@ -14,12 +14,12 @@ from torch import nn
 
 import handful
 from handful.artefacts import hash_of, hash_of_file, read_json, read_yaml, write_json, write_yaml
-from handful.data.cases import Dataset
+from handful.data.cases import Case, Dataset
 from handful.data.discover import content_hash, open_dataset
 from handful.data.fingerprint import make_fingerprint, write_fingerprint
 from handful.data.plan import Plan, explain, make_plan, read_plan, write_plan
 from handful.data.sampling import Source
-from handful.data.splits import Selection, make_splits, read_splits, write_splits
+from handful.data.splits import Selection, folds, make_splits, read_splits, validation_rule, write_splits
 from handful.data.store import load_cases
 from handful.errors import DataError, UsageError
 from handful.methods import load_method
@@ -47,6 +47,7 @@ def train(
     draw: int = 0,
     test: str | None = None,
     splits: Path | None = None,
+    fold: int | None = None,
     seed: int = 0,
     steps: int | None = None,
     max_time: str | None = None,
@@ -77,6 +78,8 @@ def train(
         draw: which draw of the budget.
         test: cases to hold out (``40``, ``20p``, ``20%``, ``@file``), besides those the data set holds out itself.
         splits: a ``splits.json`` to follow instead of ``test`` and ``seed``.
+        fold: train on all folds of the labelled cases but this one, then score this one (``RUN/validation/``). None
+            trains on all of them, which is right when they are few: the score of one or two cases says little.
         seed: of the split, the weights and every random draw.
         steps: optimiser steps; with neither ``steps`` nor ``max_time``, ``DEFAULT_STEPS``.
         max_time: training time, for example ``20m``.
@@ -124,6 +127,7 @@ def train(
         else make_splits(dataset, test=test, seed=seed, draws=max(draw + 1, 5))
     )
     selection = parts.select(labels or "100%", draw)
+    selection, validation = _divide(selection, fold)
     _check_needs(resolved, selection)
 
     asked = {
@@ -134,6 +138,7 @@ def train(
         "draw": draw,
         "labelled": [case.name for case in selection.labelled],
         "unlabelled": [case.name for case in selection.unlabelled],
+        "validation": [case.name for case in validation],
         "test": [case.name for case in selection.test],
         "seed": seed,
         "precision": exactness,
@@ -158,7 +163,7 @@ def train(
             )
         write_splits(folder.splits, parts)
         decided = _plan(dataset, selection, plan, where, folder)
-        manifest = _manifest(dataset, selection, resolved, where, exactness, seed)
+        manifest = _manifest(dataset, selection, validation, resolved, where, exactness, seed)
         write_json(folder.manifest, manifest)
         for note in (*dataset.notes, selection.note):
             if note:
@@ -215,6 +220,8 @@ def train(
                 "labelled": asked["labelled"],
             },
         )
+        if validation:
+            _validate(folder, data, validation, str(where))
         rows = folder.read_metrics()
         _write_progress(folder)
         manifest |= {
@@ -281,6 +288,35 @@ def _plan(
     return decided
 
 
+def _divide(selection: Selection, fold: int | None) -> tuple[Selection, tuple[Case, ...]]:
+    """Take one fold of the labelled cases out for validation, if there are enough of them to say something."""
+    if fold is None:
+        return selection, ()
+    count = validation_rule(len(selection.labelled), len({case.patient for case in selection.labelled}))
+    if count == 0:
+        raise UsageError(
+            f"--fold {fold}: {len(selection.labelled)} labelled cases are too few to set some aside; leave --fold away and "
+            "all of them train."
+        )
+    if not 0 <= fold < count:
+        raise UsageError(f"--fold {fold} does not exist: these labelled cases make folds 0 to {count - 1}.")
+    part = folds(selection, count)[fold]
+    return selection._replace(labelled=part.train), part.validation
+
+
+def _validate(folder: RunFolder, data: Path, validation: Sequence[Case], device: str) -> None:
+    """Predict and score the fold that did not train."""
+    from handful.inference.predict import predict
+    from handful.metrics.evaluate import evaluate
+
+    out, names = folder.path / "validation", [case.name for case in validation]
+    predict([folder.path], data, out, only=names, device=device, overwrite=True)
+    score = evaluate(out, data, out=out, cases=names).mean["dice"]
+    folder.say(
+        f"validation on {len(names)} cases that did not train: mean Dice {score:.3f} ({out / 'summary.json'})"
+    )
+
+
 def _counts(recipe: Recipe, selection: Selection) -> str:
     hidden = f"{len(selection.unlabelled)} unlabelled cases"
     unused = "" if load_method(recipe.name).METHOD.needs.unlabelled else " (which it does not use)"
@@ -322,9 +358,15 @@ def _finished(folder: RunFolder, asked: dict[str, Any], *, overwrite: bool) -> b
 
 
 def _manifest(
-    dataset: Dataset, selection: Selection, recipe: Recipe, device: torch.device, precision: str, seed: int
+    dataset: Dataset,
+    selection: Selection,
+    validation: Sequence[Case],
+    recipe: Recipe,
+    device: torch.device,
+    precision: str,
+    seed: int,
 ) -> dict[str, Any]:
-    everyone = (*selection.labelled, *selection.unlabelled, *selection.test)
+    everyone = (*selection.labelled, *selection.unlabelled, *validation, *selection.test)
     return {
         "version": handful.__version__,
         "command": " ".join(["handful", *sys.argv[1:]]),
@@ -352,7 +394,7 @@ def _manifest(
         "cases": {
             "labelled": [case.name for case in selection.labelled],
             "unlabelled": [case.name for case in selection.unlabelled],
-            "validation": [],
+            "validation": [case.name for case in validation],
             "test": [case.name for case in selection.test],
         },
         "patients": {case.name: case.patient for case in everyone},
