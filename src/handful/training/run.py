@@ -295,8 +295,8 @@ def _divide(selection: Selection, fold: int | None) -> tuple[Selection, tuple[Ca
     count = validation_rule(len(selection.labelled), len({case.patient for case in selection.labelled}))
     if count == 0:
         raise UsageError(
-            f"--fold {fold}: {len(selection.labelled)} labelled cases are too few to set some aside; leave --fold away and "
-            "all of them train."
+            f"--fold {fold}: {len(selection.labelled)} labelled cases are too few to set some aside; leave --fold "
+            "away and all of them train."
         )
     if not 0 <= fold < count:
         raise UsageError(f"--fold {fold} does not exist: these labelled cases make folds 0 to {count - 1}.")
@@ -312,9 +312,8 @@ def _validate(folder: RunFolder, data: Path, validation: Sequence[Case], device:
     out, names = folder.path / "validation", [case.name for case in validation]
     predict([folder.path], data, out, only=names, device=device, overwrite=True)
     score = evaluate(out, data, out=out, cases=names).mean["dice"]
-    folder.say(
-        f"validation on {len(names)} cases that did not train: mean Dice {score:.3f} ({out / 'summary.json'})"
-    )
+    words = "nothing could be scored" if score is None else f"mean Dice {score:.3f}"
+    folder.say(f"validation on {len(names)} cases that did not train: {words} ({out / 'summary.json'})")
 
 
 def _counts(recipe: Recipe, selection: Selection) -> str:
