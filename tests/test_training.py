@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from handful.data.cases import Dataset
+from handful.data.phantom import make_phantom
 from handful.errors import DataError, RunError, UsageError
 from handful.training.recipe import parse_duration, resolve
 from handful.training.run import train
@@ -297,3 +298,42 @@ def test_the_data_set_object_never_shows_a_hidden_label(phantom_folder: Path) ->
     assert len(selection.labelled) == 2
     assert selection.unlabelled
     assert all(case.label is None for case in selection.unlabelled)
+
+
+def test_a_fold_is_trained_without_and_scored_after(phantom_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "many"
+    make_phantom(data, patients=6, unlabelled=0, held_out=0, size=(18, 16, 14), spacing_mm=(4.0, 4.5, 6.0))
+    seen: list[str] = []
+    for fold in (0, 1):
+        out = tmp_path / f"fold{fold}"
+        run(data, out, labels=None, steps=2, fold=fold)
+        cases = json.loads((out / "manifest.json").read_text())["cases"]
+        assert not set(cases["validation"]) & {*cases["labelled"], *cases["unlabelled"]}
+        scored = json.loads((out / "validation" / "summary.json").read_text())["cases"]
+        assert {row["case"] for row in scored} == set(cases["validation"])
+        seen += cases["validation"]
+    assert len(seen) == len(set(seen)) >= 2
+    with pytest.raises(UsageError, match="too few to set some aside"):
+        run(data, tmp_path / "few", labels="2", steps=2, fold=0)
+    with pytest.raises(UsageError, match="does not exist"):
+        run(data, tmp_path / "absent", labels=None, steps=2, fold=9)
+
+
+def test_a_run_can_start_from_the_weights_of_another(
+    phantom_folder: Path, tmp_path: Path, uninterrupted: Path
+) -> None:
+    start_again = {"set_": ("loop.lr=1e-12", "loop.ema_horizon=1e-6", "loop.weight_decay=0")}
+    started = run(phantom_folder, tmp_path / "warm", steps=1, init=uninterrupted, **start_again)
+    before = load_file(uninterrupted / "weights.safetensors")
+    cold = run(phantom_folder, tmp_path / "cold", steps=1, **start_again)
+    assert all(torch.allclose(started[name], before[name], atol=1e-6) for name in before)
+    assert not all(torch.allclose(cold[name], before[name], atol=1e-6) for name in before)
+    with pytest.raises(UsageError, match="holds no trained weights"):
+        run(phantom_folder, tmp_path / "none", init=tmp_path)
+
+
+def test_precision_reaches_the_step(phantom_folder: Path, tmp_path: Path) -> None:
+    """Fabric applies its precision to forward() alone; a step once ran in float32 whatever was asked for."""
+    exact = run(phantom_folder, tmp_path / "exact", steps=1, precision="32")
+    mixed = run(phantom_folder, tmp_path / "mixed", steps=1, precision="bf16")
+    assert any(not torch.equal(exact[name], mixed[name]) for name in exact)

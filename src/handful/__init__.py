@@ -5,7 +5,8 @@ The names below are what programs use; each is imported when it is first asked f
 Example:
     >>> import handful
     >>> dataset = handful.open_dataset("Task04_Hippocampus")
-    >>> run = handful.train(dataset.root, "runs/hippocampus", labels="10")
+    >>> run = handful.Run(handful.train(dataset.root, "runs/hippocampus", labels="10", test="40"))
+    >>> run.evaluate(dataset.root).mean["dice"]
 """
 
 from importlib import import_module
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from handful.inference.predict import predict as predict
     from handful.metrics.evaluate import evaluate as evaluate
     from handful.report.page import write_report as write_report
+    from handful.training.result import Run as Run
     from handful.training.run import train as train
 
 __version__ = "0.1.0"
@@ -32,6 +34,7 @@ _HOMES = {
     "DataError": "handful.errors",
     "Dataset": "handful.data.cases",
     "HandfulError": "handful.errors",
+    "Run": "handful.training.result",
     "RunError": "handful.errors",
     "UsageError": "handful.errors",
     "check_dataset": "handful.data.check",

@@ -114,7 +114,7 @@ def load_model(run: Path | str, *, device: torch.device | str = "cpu") -> Model:
     memory_format = torch.channels_last if plan.dims == 2 else torch.channels_last_3d
     for parameter in network.parameters():  # the layout training measured to be fastest
         if parameter.ndim == plan.dims + 2:
-            parameter.data = parameter.data.contiguous(memory_format=memory_format)
+            parameter.data = parameter.data.to(memory_format=memory_format)
     network.eval().requires_grad_(False).to(device)
     names = dict(zip(plan.label_values, plan.label_names, strict=True))
     return Model(file.parent, network, plan, names, metadata, hash_of_file(file))

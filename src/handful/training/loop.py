@@ -116,7 +116,8 @@ def fit(
     for module in method.modules():  # weights only: the other tensors of a module have fewer axes
         for parameter in module.parameters(recurse=False):
             if parameter.ndim == dims + 2:
-                parameter.data = parameter.data.contiguous(memory_format=memory_format)
+                # .to, not .contiguous: with one input channel only .to writes the strides convolutions go by
+                parameter.data = parameter.data.to(memory_format=memory_format)
     optimiser = _optimiser(method, settings)
     averages = nn.ModuleDict({name: Teacher(part) for name, part in method.exports().items()})
     wrapped, optimiser = fabric.setup(method, optimiser)
@@ -152,7 +153,8 @@ def fit(
             for group in optimiser.param_groups:
                 group["lr"] = lr
             optimiser.zero_grad(set_to_none=True)
-            output = wrapped.step(_channels_last(batch, memory_format), fraction)
+            with fabric.autocast():  # fabric itself applies the precision to forward() only, not to step()
+                output = wrapped.step(_channels_last(batch, memory_format), fraction)
             fabric.backward(output.loss)
             norm = fabric.clip_gradients(wrapped, optimiser, max_norm=settings.clip, error_if_nonfinite=False)
             optimiser.step()
@@ -227,10 +229,7 @@ def _channels_last(batch: Any, memory_format: torch.memory_format) -> Any:
     """Lay images out as convolutions like them; other fields stay."""
     wide = 4 if memory_format == torch.channels_last else 5
     return type(batch)(
-        *(
-            x.contiguous(memory_format=memory_format) if isinstance(x, Tensor) and x.ndim == wide else x
-            for x in batch
-        )
+        *(x.to(memory_format=memory_format) if isinstance(x, Tensor) and x.ndim == wide else x for x in batch)
     )
 
 

@@ -39,8 +39,8 @@ IMAGES_FOR_FINGERPRINT = 200
 
 
 def train(
-    data: Path,
-    out: Path,
+    data: Path | str,
+    out: Path | str,
     *,
     method: str | None = None,
     labels: str | None = None,
@@ -106,6 +106,7 @@ def train(
     Example:
         >>> run = train(Path("Task04_Hippocampus"), Path("runs/two-labels"), labels="2", test="40", max_time="10m")
     """
+    data, out = Path(data), Path(out)
     if threads is not None:
         if threads < 1:
             raise UsageError(f"--threads must be at least 1, found {threads}.")
