@@ -34,11 +34,11 @@ class Cell:
 GRID = {
     # a third of the time the floor took, or less
     "hippocampus-2": Cell("Task04_Hippocampus", "2", "40", 5, "225s", 0.833),
-    "hippocampus-10": Cell("Task04_Hippocampus", "10", "40", 3, "300s", 0.861),
+    "hippocampus-10": Cell("Task04_Hippocampus", "10", "40", 3, "240s", 0.861),
     "hippocampus-20": Cell("Task04_Hippocampus", "20", "40", 3, "235s", 0.845),
     "acdc-3p": Cell("ACDC", "3p", "20p", 5, "300s", 0.827),
-    "oasis-2": Cell("OASIS_Subcortical", "2", "5", 3, "300s", None),
-    "oasis-5": Cell("OASIS_Subcortical", "5", "5", 3, "300s", None),
+    "oasis-2": Cell("OASIS_Subcortical", "2", "5", 3, "150s", None),
+    "oasis-5": Cell("OASIS_Subcortical", "5", "5", 3, "150s", None),
 }
 
 

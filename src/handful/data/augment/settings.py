@@ -1,4 +1,8 @@
-"""How often and how far a batch is augmented; the defaults follow nnU-Net.
+"""How often and how far a batch is augmented: nnU-Net's ranges, drawn more often.
+
+nnU-Net's probabilities suit many labels and a quarter of a million steps. With two labels and a few hundred steps the
+network learns them by heart, so here most samples are moved and many are recoloured; the choice was made by leaving
+one label out of two (docs/benchmarks.md).
 
 References:
     Isensee et al., 2021, nnU-Net, supplementary note 2. https://doi.org/10.1038/s41592-020-01008-z
@@ -45,13 +49,13 @@ class AugmentSettings:
         low_resolution: fraction of the voxels kept along an axis before interpolating back.
     """
 
-    p_rotation: float = 0.2  # nnU-Net
+    p_rotation: float = 0.8  # nnU-Net: 0.2
     rotation_degrees: float = 30.0  # nnU-Net, isotropic 3D; its +-180 of 2D is not natural for oriented scans
-    p_scale: float = 0.2  # nnU-Net
+    p_scale: float = 0.8  # nnU-Net: 0.2
     scale: Range = (0.7, 1.4)  # nnU-Net; one factor for all axes
-    p_shift: float = 0.2  # ours: nnU-Net's shift is its random crop
+    p_shift: float = 0.5  # ours: nnU-Net's shift is its random crop
     shift: float = 0.05
-    p_elastic: float = 0.2  # nnU-Net version 1; off in version 2, but bending helps with one to four labels
+    p_elastic: float = 0.8  # nnU-Net version 1: 0.2; off in version 2
     elastic_knots: int = 4
     elastic_strength: Range = (0.0, 0.25)  # below 0.40 a cubic B-spline cannot fold: Choi and Lee, 2000
     p_mirror: float = 0.5  # nnU-Net
@@ -60,18 +64,18 @@ class AugmentSettings:
     padding: Literal["border", "reflection", "zeros"] = "border"
     label: Literal["auto", "linear", "nearest"] = "auto"
 
-    p_noise: float = 0.1  # nnU-Net
+    p_noise: float = 0.3  # nnU-Net: 0.1
     noise: Range = (0.0, 0.1)  # nnU-Net calls it a variance and uses it as a deviation
-    p_blur: float = 0.1  # nnU-Net: 0.2 for a sample, half of its channels
+    p_blur: float = 0.3  # nnU-Net: 0.2 for a sample, half of its channels
     blur: Range = (0.5, 1.0)  # nnU-Net
-    p_low_resolution: float = 0.125  # nnU-Net: 0.25 for a sample, half of its channels
+    p_low_resolution: float = 0.4  # nnU-Net: 0.25 for a sample, half of its channels
     low_resolution: Range = (0.5, 1.0)  # nnU-Net
-    p_brightness: float = 0.15  # nnU-Net
+    p_brightness: float = 0.5  # nnU-Net: 0.15
     gain: Range = (0.75, 1.25)  # nnU-Net
     offset: Range = (-0.2, 0.2)  # ours: a factor alone leaves a z-scored image's mean at 0
-    p_contrast: float = 0.15  # nnU-Net
+    p_contrast: float = 0.4  # nnU-Net: 0.15
     contrast: Range = (0.75, 1.25)  # nnU-Net
-    p_gamma: float = 0.4  # nnU-Net: 0.3 upright and 0.1 inverted
+    p_gamma: float = 0.5  # nnU-Net: 0.3 upright and 0.1 inverted
     gamma: Range = (0.7, 1.5)  # nnU-Net
     gamma_inverted: float = 0.25
     gamma_keeps_moments: bool = True  # nnU-Net
