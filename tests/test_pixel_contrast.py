@@ -384,6 +384,9 @@ def test_the_operators_keep_the_rules_of_the_compiler() -> None:
         torch.library.opcheck(torch.ops.handful.log_denominators.default, (z, 11, scale, False))
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # the compiler's own
 def test_compiled_is_the_same() -> None:
     z, labels = random_case(5, 6)
 
