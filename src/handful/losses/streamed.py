@@ -64,7 +64,8 @@ def supervised_contrast(
     total = z.new_zeros(len(size), z.shape[1]).index_add(0, member, z[:anchors])
     length = z.new_zeros(len(size)).index_add(0, member, z[:anchors].square().sum(1))
     pull = (total.square().sum(1) - length) / (size - 1).clamp(min=1)
-    return (log_d.sum() - scale * pull.sum()) / anchors
+    loss: Tensor = (log_d.sum() - scale * pull.sum()) / anchors
+    return loss
 
 
 def log_denominators(z: Tensor, anchors: int, scale: float, rounded: bool = False) -> Tensor:
@@ -195,12 +196,29 @@ def _product(z: Tensor, tile: Tile, scale: float, buffer: Tensor) -> Tensor:
 
 def _forward(z: Tensor, anchors: int, scale: float, rounded: bool) -> Tensor:
     with torch.autocast(z.device.type, enabled=False):
+        if _has_kernels(z, scale, rounded):
+            from handful.losses import streamed_cuda
+
+            return streamed_cuda.log_denominators(z, anchors, scale, rounded)
         return partial_sums(z, anchors, scale, rounded)
 
 
 def _backward(z: Tensor, log_d: Tensor, grad: Tensor, scale: float, rounded: bool) -> Tensor:
+    grad = grad.contiguous()
     with torch.autocast(z.device.type, enabled=False):
-        return partial_gradient(z, log_d, grad.contiguous(), scale, rounded)
+        if _has_kernels(z, scale, rounded):
+            from handful.losses import streamed_cuda
+
+            return streamed_cuda.gradient(z, log_d, grad, scale, rounded)
+        return partial_gradient(z, log_d, grad, scale, rounded)
+
+
+def _has_kernels(z: Tensor, scale: float, rounded: bool) -> bool:
+    if not z.is_cuda or scale > LARGEST_SCALE:
+        return False
+    from handful.losses import streamed_cuda
+
+    return streamed_cuda.usable(z, rounded=rounded)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, int, float, bool], output: Tensor) -> None:
@@ -220,7 +238,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
 
 # Registered as operators, so that torch.compile sees one node and does not unroll thousands of tiles. The plain
 # registration is used because torch.library.custom_op imports the whole compiler (seconds) on its first call.
-_LIBRARY = torch.library.Library("handful", "DEF")
+_LIBRARY: Any = torch.library.Library("handful", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("log_denominators(Tensor z, int anchors, float scale, bool rounded) -> Tensor")
 _LIBRARY.define(
     "log_denominators_backward(Tensor z, Tensor log_d, Tensor grad, float scale, bool rounded) -> Tensor"
