@@ -46,21 +46,23 @@ def mixing_weight(*, alpha: float = 1.0, fold: bool = True, generator: torch.Gen
 def half_box_mask(batch: int, size: Sequence[int], *, generator: torch.Generator) -> Tensor:
     """Return (B, *S): False in a box of half the image, of random shape, at a random place (MONA's CutMix).
 
-    The last axis is drawn first, uniformly from the lengths that leave the other axes room; the first axis takes what
-    is left to make half. In 2D: w from W / 2 + 1 .. W - 1, h = round(H W / 2 / w). In 3D the box is cut in all axes,
-    where the released code cuts ten slices.
+    The longest axis (of equals the first) makes up the half; the others, the last one first, get a length drawn
+    uniformly from those that leave it room. On a square: w from W / 2 + 1 .. W - 1, h = round(H W / 2 / w). In 3D the
+    box is cut in all axes, where the released code cuts ten slices.
     """
     mask = torch.ones(batch, *size, dtype=torch.bool)
-    for image in range(batch):
-        left = math.prod(size) / 2
-        sides: list[int] = []
-        for axis in reversed(range(len(size))):
-            shortest = min(size[axis], math.floor(left / math.prod(size[:axis])) + 1)
-            longest = max(shortest, size[axis] - 1)
-            side = round(left) if axis == 0 else _integer(shortest, longest, generator)
-            sides.insert(0, min(max(side, 1), size[axis]))
-            left /= sides[0]
-        mask[image][_place(size, sides, generator)] = False
+    longest = max(range(len(size)), key=lambda axis: (size[axis], -axis))
+    order = [axis for axis in reversed(range(len(size))) if axis != longest]
+    for image in mask:
+        sides = [1] * len(size)
+        left, room = math.prod(size) / 2, math.prod(size)
+        for axis in order:
+            room //= size[axis]
+            least = min(size[axis], math.floor(left / room) + 1)
+            sides[axis] = _integer(least, max(least, size[axis] - 1), generator)
+            left /= sides[axis]
+        sides[longest] = min(max(round(left), 1), size[longest])
+        image[_place(size, sides, generator)] = False
     return mask
 
 

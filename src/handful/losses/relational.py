@@ -141,8 +141,8 @@ def _checked(
     checks.temperature(student_temperature, "student_temperature")
     checks.temperature(teacher_temperature, "teacher_temperature")
     student = checks.embeddings("student", student, shape)
-    teacher = checks.embeddings("teacher", teacher, shape).detach()
-    bank = checks.embeddings("bank", bank, bank_shape).detach()
+    teacher = checks.embeddings("teacher", teacher, shape).detach().to(student.dtype)
+    bank = checks.embeddings("bank", bank, bank_shape).detach().to(student.dtype)
     checks.same_shape(student=student, teacher=teacher)
     checks.same_width(student=student, bank=bank)
     return student, teacher, bank
