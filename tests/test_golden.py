@@ -3,6 +3,7 @@
 import ast
 import re
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
 from golden_values import FOLDER
@@ -11,6 +12,7 @@ FILES = sorted(path.stem for path in FOLDER.glob("*.npz"))
 SOURCES = [path for path in Path(__file__).parent.glob("test_*.py") if path != Path(__file__)]
 
 
+@cache
 def names_in(source: str) -> tuple[set[str], list[re.Pattern[str]]]:
     """Return the text constants of a test file, and its f-strings as patterns with the unknown parts as groups."""
     tree = ast.parse(source)

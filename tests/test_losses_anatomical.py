@@ -348,6 +348,21 @@ def test_two_classes_fill_their_banks_with_the_repaired_rank() -> None:
     assert not unknown.any()
 
 
+def test_the_order_of_images_changes_the_order_of_the_bank_only() -> None:
+    scene = Scene("contra2d_lastrank")
+    order = torch.tensor([0, 1, 3, 2])
+    keys, z = scene.keys(), scene.g["rep_teacher"]
+    moved = bank_keys(scene.label[order], scene.labelled, scene.probability[order], scene.uncertain[order])
+    assert torch.equal(moved, keys[order])
+    banks, others = scene.banks(), scene.banks()
+    banks.enqueue(z, keys)
+    others.enqueue(z[order], moved)
+    for k in range(4):
+        one, other = ({tuple(row) for row in b[k].in_order().tolist()} for b in (banks, others))
+        assert one == other
+    torch.testing.assert_close(class_means(z, scene.members), class_means(z[order], scene.members[order]))
+
+
 def test_bad_input_is_said() -> None:
     student, teacher, label, _ = scene()
     members = class_masks(label, 4)

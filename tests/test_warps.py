@@ -75,3 +75,15 @@ def test_thin_plate_draws_stay_in_their_range() -> None:
         assert (turn > 0).all() or (turn < 0).all(), "the whole batch is mirrored, or none of it"
         mirrored += bool((turn < 0).all())
     assert 3 < mirrored < 17
+
+
+def test_a_warped_mask_stays_a_mask() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = (torch.rand(4, 1, 20, 30, generator=generator) < 0.5).float()
+    for grid in (
+        thin_plate_grid(sample_thin_plate(4, generator=generator), (20, 30)),
+        diffeomorphic_grid(sample_velocity(4, (5, 6), generator=generator), (20, 30)),
+    ):
+        warped = warp(mask, grid)
+        assert warped.min() >= 0
+        assert warped.max() <= 1 + 1e-6
