@@ -13,4 +13,5 @@ def unit(z: Tensor, *, dim: int = -1) -> Tensor:
     where dividing by a small number instead would give it an enormous one.
     """
     length = torch.linalg.vector_norm(z, dim=dim, keepdim=True)
-    return z / length.masked_fill(length <= torch.finfo(z.dtype).tiny, math.inf)
+    # times the reciprocal: its gradient takes half the passes of a division's
+    return z * length.masked_fill(length <= torch.finfo(z.dtype).tiny, math.inf).reciprocal()

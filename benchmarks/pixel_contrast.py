@@ -1,0 +1,151 @@
+"""What the exact pixel contrast costs, forward and backward, beside the matrix form and the published approximations.
+
+    python benchmarks/pixel_contrast.py [--threads 2] [--device cpu] [--large]
+
+Every row runs in a process of its own: the fastest of a few calls by the clock, the processor time of that call (busy
+machines: a quiet one would need this divided by the threads), and how far the process's memory rose above what it
+held with the inputs in place (on a GPU: the allocator's peak above the inputs).
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from handful.losses import pixel_contrast
+
+TEMPERATURE = 0.1
+WAYS = ("exact", "matrix", "block 16", "stride 4", "bfloat16")
+# images, views, width, spatial size, share of foreground; where all is foreground, all pixels are anchors
+CASES: dict[str, tuple[int, int, int, tuple[int, ...], float]] = {
+    "a 64 x 64 slice, two views": (1, 2, 32, (64, 64), 1.0),
+    "two 64 x 64 slices, two views": (2, 2, 32, (64, 64), 1.0),
+    "a hippocampus volume, two views of 50 x 25 x 25": (1, 2, 32, (50, 25, 25), 0.05),
+    "eight slices, two views": (8, 2, 32, (64, 64), 1.0),
+    "eight slices, two views, wide": (8, 2, 64, (64, 64), 1.0),
+    "32 slices, two views": (32, 2, 32, (64, 64), 1.0),
+}
+QUICK = 3
+# five matrices of N x N float32 have to fit
+MATRIX_LIMIT = 16_384
+
+
+def matrix_form(z: Tensor, labels: Tensor) -> Tensor:
+    """The published way: all similarities and masks at once."""
+    flat = torch.nn.functional.normalize(z, dim=2).movedim(2, -1).flatten(0, -2)
+    group = labels.flatten()
+    similarity = flat @ flat.T / TEMPERATURE
+    others = 1 - torch.eye(len(flat), device=z.device)
+    positives = (group[:, None] == group).float() * others
+    log_sum = (torch.exp(similarity) * others).sum(1, keepdim=True).log()
+    cost = -(positives * (similarity - log_sum)).sum(1) / positives.sum(1)
+    anchors = group != 0
+    return (cost * anchors).sum() / anchors.sum()
+
+
+def way_to(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    if name == "matrix":
+        return matrix_form
+    settings: dict[str, Any] = {
+        "exact": {},
+        "block 16": {"block": 16},
+        "stride 4": {"stride": 4},
+        "bfloat16": {"products": "bfloat16"},
+    }[name]
+    return partial(pixel_contrast, temperature=TEMPERATURE, **settings)
+
+
+def make(case: str, device: str) -> tuple[Tensor, Tensor]:
+    images, views, width, size, foreground = CASES[case]
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(images, views, width, *size, generator=generator)
+    # classes 1..3 in one view; the other view has the same
+    labels = torch.randint(1, 4, (images, 1, *size), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) >= foreground] = 0
+    return z.to(device).requires_grad_(), labels.expand(-1, views, *[-1] * len(size)).to(device)
+
+
+def measure(case: str, name: str, *, device: str, threads: int) -> dict[str, float]:
+    torch.set_num_threads(threads)
+    z, labels = make(case, device)
+    loss = way_to(name)
+
+    def step() -> None:
+        z.grad = None
+        loss(z, labels).backward()
+
+    # a tiny call first: libraries and threads are there before memory is read
+    small = torch.randn(1, 2, 32, 16, 16, device=device, requires_grad=True)
+    loss(small, torch.ones(1, 2, 16, 16, dtype=torch.int64, device=device)).backward()
+    if device == "cpu":
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        step()
+        # the gradient itself is an output
+        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 - z.numel() * 4
+    else:
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        peak = torch.cuda.max_memory_allocated() - before - z.numel() * 4
+    best = processor = float("inf")
+    started = time.perf_counter()
+    for repeat in range(20):
+        clock, used = time.perf_counter(), time.process_time()
+        step()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - clock)
+        processor = min(processor, time.process_time() - used)
+        if repeat >= 2 and time.perf_counter() - started > 3:
+            break
+    return {"seconds": best, "processor": processor, "peak_mb": max(0.0, peak / 1e6)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--large", action="store_true", help="up to 262,144 pixels: minutes on a CPU")
+    parser.add_argument("--one", nargs=2, metavar=("CASE", "WAY"), help="measure one row, as JSON")
+    asked = parser.parse_args()
+    if asked.one:
+        print(json.dumps(measure(*asked.one, device=asked.device, threads=asked.threads)))
+        return
+    print(f"torch {torch.__version__}, {asked.device}, {asked.threads} threads\n")
+    print("| case | N | E | way | ms | processor ms | MB beyond inputs | times the exact form |")
+    print("|---|---|---|---|---|---|---|---|")
+    for case in list(CASES)[: None if asked.large else QUICK]:
+        images, views, width, size, _ = CASES[case]
+        n = images * views * torch.Size(size).numel()
+        exact = None
+        for name in WAYS:
+            if (name == "matrix" and n > MATRIX_LIMIT) or (name == "bfloat16" and asked.device == "cpu"):
+                continue
+            command = [sys.executable, __file__, "--one", case, name]
+            command += ["--threads", str(asked.threads), "--device", asked.device]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                reason = (done.stderr.splitlines() or ["killed: out of memory?"])[-1]
+                print(f"| {case} | {n} | {width} | {name} | {reason} | | | |")
+                continue
+            row = json.loads(done.stdout.splitlines()[-1])
+            exact = exact or row["seconds"]
+            print(
+                f"| {case} | {n:,} | {width} | {name} | {row['seconds'] * 1e3:.1f} | {row['processor'] * 1e3:.0f} "
+                f"| {row['peak_mb']:.1f} | {row['seconds'] / exact:.2f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
