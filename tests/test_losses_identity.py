@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handful.losses.identity import bootstrap, negative_cosine, queue_info_nce
+from handful.losses.identity import byol_distance, negative_cosine, queue_info_nce
 
 
 def case() -> tuple[Tensor, Tensor, Tensor]:
@@ -22,13 +22,13 @@ def test_cosines_by_hand(angle: float, cosine: float) -> None:
     z = torch.tensor([[2.0, 0.0]] * 3)
     p = torch.tensor([[math.cos(angle), math.sin(angle)]] * 3)
     assert negative_cosine(p, z).item() == pytest.approx(-cosine, abs=1e-6)
-    assert bootstrap(p, z).item() == pytest.approx(2 - 2 * cosine, abs=1e-6)
+    assert byol_distance(p, z).item() == pytest.approx(2 - 2 * cosine, abs=1e-6)
 
 
 def test_bootstrap_is_the_squared_distance_on_the_sphere() -> None:
     query, key, _ = case()
     slow = (F.normalize(query, dim=1) - F.normalize(key, dim=1)).square().sum(1).mean()
-    assert bootstrap(query, key).item() == pytest.approx(slow.item(), rel=1e-12)
+    assert byol_distance(query, key).item() == pytest.approx(slow.item(), rel=1e-12)
 
 
 def test_queue_agrees_with_the_slow_obvious_version() -> None:
@@ -49,7 +49,7 @@ def test_only_the_first_argument_gets_a_gradient_and_scale_does_not_matter() -> 
     query, key, queue = case()
 
     def total(a: float = 1, b: float = 1, c: float = 1) -> Tensor:
-        return queue_info_nce(query * a, key * b, queue * c) + bootstrap(query * a, key * b)
+        return queue_info_nce(query * a, key * b, queue * c) + byol_distance(query * a, key * b)
 
     total().backward()
     assert query.grad is not None
@@ -68,7 +68,7 @@ def test_nothing_to_compare_is_zero_with_a_graph() -> None:
         queue_info_nce(query, key, queue[:0]),
         queue_info_nce(query[:0], key[:0], queue),
         negative_cosine(query[:0], key[:0]),
-        bootstrap(query[:0], key[:0]),
+        byol_distance(query[:0], key[:0]),
     ):
         query.grad = None
         loss.backward()
@@ -93,7 +93,7 @@ def test_bad_input_is_said() -> None:
     with pytest.raises(ValueError, match=r"target must be \(N, E\)"):
         negative_cosine(query, key[0])
     with pytest.raises(ValueError, match="floating point"):
-        bootstrap(query.long(), key)
+        byol_distance(query.long(), key)
     with pytest.raises(ValueError, match="temperature must be positive"):
         queue_info_nce(query, key, queue, temperature=-1)
     with pytest.raises(ValueError, match="equally wide"):

@@ -30,7 +30,7 @@ def windowed(maps: Tensor) -> Tensor:
 
 TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "negative_cosine": lambda s, t: losses.negative_cosine(rows(s), rows(t)),
-    "bootstrap": lambda s, t: losses.bootstrap(rows(s), rows(t)),
+    "byol_distance": lambda s, t: losses.byol_distance(rows(s), rows(t)),
     "queue_info_nce": lambda s, t: losses.queue_info_nce(rows(s), rows(t), BANK),
     "relation": lambda s, t: losses.relation(rows(s), rows(t), BANK),
     "window_relation": lambda s, t: losses.window_relation(windowed(s), windowed(t), windowed(TEACHER)),

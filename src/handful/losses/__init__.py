@@ -30,7 +30,7 @@ from handful.losses.contrastive import (
 from handful.losses.equivariance import anatomy, masked_divergence, warp_consistency
 from handful.losses.gathered import pixel_contrast_across_processes
 from handful.losses.global_local import global_contrast, local_contrast
-from handful.losses.identity import bootstrap, negative_cosine, queue_info_nce
+from handful.losses.identity import byol_distance, negative_cosine, queue_info_nce
 from handful.losses.mixcl import (
     identity_contrast,
     label_contrast,
@@ -49,7 +49,7 @@ __all__ = [
     "bank_anchors",
     "bank_contrast",
     "bank_keys",
-    "bootstrap",
+    "byol_distance",
     "certainty",
     "class_masks",
     "confident",

@@ -39,10 +39,10 @@ def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     return -(unit(prediction) * unit(target)).sum(1).mean()
 
 
-def bootstrap(prediction: Tensor, target: Tensor) -> Tensor:
+def byol_distance(prediction: Tensor, target: Tensor) -> Tensor:
     """Return BYOL's mean of |p - t|^2 between unit vectors, which is 2 - 2 cos: 0 parallel, 2 orthogonal, 4 opposite.
 
-    BYOL adds both directions: ``bootstrap(p1, t2) + bootstrap(p2, t1)``.
+    BYOL adds both directions: ``byol_distance(p1, t2) + byol_distance(p2, t1)``.
 
     Args:
         prediction: (N, E), from the student's predictor.

@@ -37,9 +37,9 @@ def stratified(
     The square is e x e, e = ceil(sqrt n). Draws fall into strata of equal area, those beyond the list's end are
     replaced by uniform ones, and the order is shuffled: every candidate is as likely as any other.
 
-    ``form="official"`` takes e = round(sqrt n), cuts at multiples of floor(e / 4) so that the last row and column of
-    strata are larger than the others but drawn as often (the tail of the list is too rare by up to a factor 7 / 4
-    each way), and never draws what lies beyond e^2 except when topping up.
+    ``form="official"`` takes e = round(sqrt n) and cuts at multiples of floor(e / 4), so that the last row and column
+    of strata are larger than the others but drawn as often: with e = 7 a candidate of the last rows comes a quarter as
+    often as one of the first. What lies beyond e^2 is drawn when topping up only.
 
     Args:
         n: number of candidates, at least 1.
