@@ -1,6 +1,5 @@
 """``handful plan``: what is decided from the data, and why."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -35,26 +34,17 @@ def plan(
 
     Labels outside the budget, and cases held out, are not looked at.
     """
-    from handful.data.discover import open_dataset
-    from handful.data.fingerprint import make_fingerprint
-    from handful.data.plan import explain, make_plan, write_plan
-    from handful.data.splits import make_splits, read_splits
+    from handful.data.plan import explain, write_plan
     from handful.settings import as_dict
+    from handful.training.decisions import choose_cases, decide_plan
     from handful.training.device import choose_device
-    from handful.training.run import IMAGES_FOR_FINGERPRINT
 
     if out is not None and out.exists() and not overwrite:
         raise UsageError(f"{out} exists and may have been edited; name another file or use --overwrite.")
-    dataset = open_dataset(data, patients=patients)
-    parts = (
-        read_splits(splits, dataset)
-        if splits
-        else make_splits(dataset, test=test, seed=seed, draws=max(draw + 1, 5))
+    dataset, _, selection = choose_cases(
+        data, labels=labels, draw=draw, test=test, splits=splits, seed=seed, patients=patients
     )
-    selection = parts.select(labels or "100%", draw)
-    images = [*selection.labelled, *selection.unlabelled][:IMAGES_FOR_FINGERPRINT]
-    fingerprint = make_fingerprint(dataset, selection.labelled, images, threads=os.cpu_count() or 1)
-    decided = make_plan(fingerprint, dataset, device=choose_device(device).type, dims=dims)
+    decided = decide_plan(dataset, selection, device=choose_device(device).type, dims=dims)
     if out is not None:
         write_plan(out, decided)
     if json:

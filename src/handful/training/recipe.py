@@ -13,6 +13,9 @@ from handful.errors import UsageError, nearest
 from handful.methods import load_method
 from handful.training.loop import LoopSettings
 
+PARTS = ("method", "loop", "augment", "sampling")
+"""Sections of a recipe."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -36,10 +39,7 @@ class Recipe:
         """Return plain values, as written to ``recipe.yaml``."""
         return {
             "name": self.name,
-            **{
-                part: settings_.as_dict(getattr(self, part))
-                for part in ("method", "loop", "augment", "sampling")
-            },
+            **{part: settings_.as_dict(getattr(self, part)) for part in PARTS},
         }
 
 
@@ -59,6 +59,8 @@ def resolve(
         UsageError: unknown names (the nearest known one is named), wrong types, or a file made for another method.
     """
     values: dict[str, Any] = read_yaml(file) if file else {}
+    if "handful" in values:  # the recipe.yaml of a run also says on which cases; those are chosen anew
+        values = {key: values[key] for key in ("name", *PARTS) if key in values}
     written = values.pop("name", None)
     if name and written and name != written:
         raise UsageError(

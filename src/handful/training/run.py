@@ -1,7 +1,6 @@
 """Train one model: from a folder of volumes to a run folder, doing whatever is missing on the way."""
 
 import datetime
-import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -15,17 +14,17 @@ from torch import nn
 import handful
 from handful.artefacts import hash_of, hash_of_file, read_json, read_yaml, write_json, write_yaml
 from handful.data.cases import Case, Dataset
-from handful.data.discover import content_hash, open_dataset
-from handful.data.fingerprint import make_fingerprint, write_fingerprint
-from handful.data.plan import Plan, explain, make_plan, read_plan, write_plan
+from handful.data.discover import content_hash
+from handful.data.plan import Plan, explain
 from handful.data.sampling import Source
-from handful.data.splits import Selection, folds, make_splits, read_splits, validation_rule, write_splits
+from handful.data.splits import Selection, folds, validation_rule, write_splits
 from handful.data.store import load_cases
 from handful.errors import DataError, UsageError
 from handful.methods import load_method
 from handful.methods.contract import Method
 from handful.networks.build import build_network, unet_architecture
 from handful.networks.weights import load_into, load_weights, save_weights
+from handful.training.decisions import choose_cases, decide_plan
 from handful.training.device import choose_device, choose_precision, make_fabric
 from handful.training.folder import RunFolder, weights_of
 from handful.training.loop import Progress, fit
@@ -33,9 +32,6 @@ from handful.training.recipe import Recipe, parse_duration, resolve
 
 DEFAULT_STEPS = 1000
 """Steps of a run that names neither steps nor a time limit."""
-
-IMAGES_FOR_FINGERPRINT = 200
-"""Images looked at for spacing and intensities; the plan does not change measurably with more."""
 
 
 def train(
@@ -121,13 +117,9 @@ def train(
     resolved = resolve(
         method, file=recipe, assignments=set_, over={"loop": length}, default_steps=DEFAULT_STEPS
     )
-    dataset = open_dataset(data, patients=patients)
-    parts = (
-        read_splits(splits, dataset)
-        if splits
-        else make_splits(dataset, test=test, seed=seed, draws=max(draw + 1, 5))
+    dataset, parts, selection = choose_cases(
+        data, labels=labels, draw=draw, test=test, splits=splits, seed=seed, patients=patients
     )
-    selection = parts.select(labels or "100%", draw)
     selection, validation = _divide(selection, fold)
     _check_needs(resolved, selection)
 
@@ -147,8 +139,7 @@ def train(
         "init": hash_of_file(weights_of(init)) if init else None,
     }
     if dry_run:
-        out_plan = _plan(dataset, selection, plan, where, None)
-        for what, value, why in explain(out_plan):
+        for what, value, why in explain(decide_plan(dataset, selection, device=where.type, plan=plan)):
             print(f"{what}: {value}  ({why})")
         print(f"{resolved.name}: {_counts(resolved, selection)}; nothing trained.")
         return out
@@ -163,7 +154,7 @@ def train(
                 folder.recipe, asked, comment="Everything this run was asked to do; enough to repeat it."
             )
         write_splits(folder.splits, parts)
-        decided = _plan(dataset, selection, plan, where, folder)
+        decided = decide_plan(dataset, selection, device=where.type, plan=plan, folder=folder)
         manifest = _manifest(dataset, selection, validation, resolved, where, exactness, seed)
         write_json(folder.manifest, manifest)
         for note in (*dataset.notes, selection.note):
@@ -263,30 +254,6 @@ def _start_from(init: Path, method: Method, plan: Plan) -> str:
     if "segmenter" not in parts:
         raise UsageError(f"--init {init}: it holds {', '.join(parts)}, not a segmentation network.")
     return f"started from {init}: {load_into(method.exports()['segmenter'], parts['segmenter'])}"
-
-
-def _plan(
-    dataset: Dataset, selection: Selection, plan: Path | None, device: torch.device, folder: RunFolder | None
-) -> Plan:
-    """Read the plan given, or the one an earlier start of this run made, or make one from the training cases."""
-    if plan is not None:
-        decided = read_plan(plan)
-    elif folder is not None and folder.plan.exists():
-        decided = read_plan(folder.plan)
-    else:
-        images = [*selection.labelled, *selection.unlabelled][:IMAGES_FOR_FINGERPRINT]
-        fingerprint = make_fingerprint(dataset, selection.labelled, images, threads=os.cpu_count() or 1)
-        if folder is not None:
-            write_fingerprint(folder.fingerprint, fingerprint)
-        decided = make_plan(fingerprint, dataset, device=device.type)
-    if folder is not None:
-        write_plan(folder.plan, decided)
-    if len(decided.channels) != len(dataset.channel_names):
-        raise DataError(
-            f"the plan expects {len(decided.channels)} image channels, {dataset.name} has {len(dataset.channel_names)} "
-            f"({', '.join(dataset.channel_names)}); use a plan made from this data."
-        )
-    return decided
 
 
 def _divide(selection: Selection, fold: int | None) -> tuple[Selection, tuple[Case, ...]]:
