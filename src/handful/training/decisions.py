@@ -1,0 +1,84 @@
+"""What is settled before training: which cases take part, and the plan made from them."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from handful.data.cases import Dataset
+from handful.data.discover import open_dataset
+from handful.data.fingerprint import make_fingerprint, write_fingerprint
+from handful.data.plan import Plan, make_plan, read_plan, write_plan
+from handful.data.splits import Selection, Splits, make_splits, read_splits
+from handful.errors import DataError
+from handful.training.folder import RunFolder
+
+IMAGES_FOR_FINGERPRINT = 200
+"""Images looked at for spacing and intensities; the plan does not change measurably with more."""
+
+DRAWS = 5
+"""Draws written to ``splits.json``, at least."""
+
+
+class Chosen(NamedTuple):
+    """The data set, its split, and the cases one run may see."""
+
+    dataset: Dataset
+    splits: Splits
+    selection: Selection
+
+
+def choose_cases(
+    data: Path,
+    *,
+    labels: str | None = None,
+    draw: int = 0,
+    test: str | None = None,
+    splits: Path | None = None,
+    seed: int = 0,
+    patients: str | None = None,
+) -> Chosen:
+    """Open the data set, split it (or follow ``splits``), and take the budget's cases; see ``train``."""
+    dataset = open_dataset(data, patients=patients)
+    if splits is not None:
+        parts = read_splits(splits, dataset)
+    else:
+        parts = make_splits(dataset, test=test, seed=seed, draws=max(draw + 1, DRAWS))
+    return Chosen(dataset, parts, parts.select(labels or "100%", draw))
+
+
+def decide_plan(
+    dataset: Dataset,
+    selection: Selection,
+    *,
+    device: str,
+    dims: int | None = None,
+    plan: Path | None = None,
+    folder: RunFolder | None = None,
+) -> Plan:
+    """Read the plan given, or the one an earlier start of this run made, or make one from the training cases.
+
+    Args:
+        selection: only its labels, and the images that may train, are looked at.
+        device: kind of device, ``cpu``, ``cuda`` or ``mps``; decides the sizes.
+        dims: 2 or 3; None decides from the spacing.
+        plan: a file to follow.
+        folder: where fingerprint and plan are kept.
+    """
+    if plan is not None:
+        decided = read_plan(plan)
+    elif folder is not None and folder.plan.exists():
+        decided = read_plan(folder.plan)
+    else:
+        images = [*selection.labelled, *selection.unlabelled][:IMAGES_FOR_FINGERPRINT]
+        fingerprint = make_fingerprint(dataset, selection.labelled, images, threads=os.cpu_count() or 1)
+        if folder is not None:
+            write_fingerprint(folder.fingerprint, fingerprint)
+        decided = make_plan(fingerprint, dataset, device=device, dims=dims)
+    if folder is not None:
+        write_plan(folder.plan, decided)
+    if len(decided.channels) != len(dataset.channel_names):
+        raise DataError(
+            f"the plan expects {len(decided.channels)} image channels, {dataset.name} has "
+            f"{len(dataset.channel_names)} ({', '.join(dataset.channel_names)}); use a plan made from this data."
+        )
+    return decided
