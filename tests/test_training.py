@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from handful.artefacts import hash_of
 from handful.data.cases import Dataset
 from handful.data.phantom import make_phantom
 from handful.errors import DataError, RunError, UsageError
@@ -166,7 +167,7 @@ def test_one_folder_one_run(phantom_folder: Path, tmp_path: Path, capsys: pytest
     assert (out / "weights.safetensors").stat().st_mtime_ns == stamp
     with pytest.raises(UsageError, match="differs in: loop"):
         run(phantom_folder, out, steps=3)
-    with pytest.raises(UsageError, match="differs in: seed"):
+    with pytest.raises(UsageError, match="differs in: labelled, seed"):
         run(phantom_folder, out, steps=2, seed=1)
     assert_same(first, run(phantom_folder, out, steps=2, overwrite=True))
 
@@ -281,7 +282,7 @@ def test_a_recipe_file_is_complete_enough_to_repeat_a_run(phantom_folder: Path, 
     file = uninterrupted / "recipe.yaml"
     written = yaml.safe_load(file.read_text())
     repeated = resolve(None, file=file).as_dict()
-    assert repeated == {key: written[key] for key in repeated}
+    assert hash_of(repeated) == hash_of({key: written[key] for key in repeated})
 
 
 def test_the_data_set_object_never_shows_a_hidden_label(phantom_folder: Path) -> None:
@@ -321,8 +322,10 @@ def test_a_run_can_start_from_the_weights_of_another(
     started = run(phantom_folder, tmp_path / "warm", steps=1, init=uninterrupted, **start_again)
     before = load_file(uninterrupted / "weights.safetensors")
     cold = run(phantom_folder, tmp_path / "cold", steps=1, **start_again)
-    assert all(torch.allclose(started[name], before[name], atol=1e-6) for name in before)
-    assert not all(torch.allclose(cold[name], before[name], atol=1e-6) for name in before)
+    trained = [name for name in before if "running" not in name and "tracked" not in name]  # of batch norm
+    assert len(trained) > 10
+    assert all(torch.allclose(started[name], before[name], atol=1e-6) for name in trained)
+    assert not all(torch.allclose(cold[name], before[name], atol=1e-6) for name in trained)
     with pytest.raises(UsageError, match="holds no trained weights"):
         run(phantom_folder, tmp_path / "none", init=tmp_path)
 
