@@ -209,3 +209,37 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         downsampled(label, (2, 5, 4))
     with pytest.raises(ValueError, match="at least one"):
         deep_supervision([], label, dice_ce)
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_balanced_cross_entropy_equals_the_weighted_mean_written_out(balance: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 3, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    label = torch.randint(-1, 3, (2, 3, 5), generator=generator)  # class 3 is absent, -1 is not known
+    total, weights = torch.zeros((), dtype=torch.float64), 0.0
+    for image in range(2):
+        for row in range(3):
+            for column in range(5):
+                index = int(label[image, row, column])
+                if index >= 0:
+                    weight = float((label == index).sum()) ** -balance
+                    total = total - weight * logits[image, :, row, column].log_softmax(0)[index]
+                    weights += weight
+    value = cross_entropy(logits, label, balance=balance)
+    torch.testing.assert_close(value, total / weights)
+    expected = torch.autograd.grad(total / weights, logits)[0]
+    torch.testing.assert_close(torch.autograd.grad(value, logits)[0], expected)
+
+
+def test_a_fully_balanced_cross_entropy_does_not_see_how_large_a_class_is() -> None:
+    logits = torch.tensor([[2.0, -1.0], [0.0, 0.5]]).T.reshape(1, 2, 1, 2)
+    once = torch.tensor([[[0, 1]]])
+    often = cross_entropy(
+        logits.repeat_interleave(torch.tensor([9, 1]), 3),
+        once.repeat_interleave(torch.tensor([9, 1]), 2),
+        balance=1,
+    )
+    torch.testing.assert_close(often, cross_entropy(logits, once, balance=1))
+    assert cross_entropy(logits, torch.full((1, 1, 2), -1), balance=0.5).item() == 0
+    with pytest.raises(ValueError, match="balance lies in"):
+        cross_entropy(logits, once, balance=1.5)

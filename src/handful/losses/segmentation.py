@@ -92,17 +92,31 @@ def soft_dice_loss(
     return 1 - dice[..., 0 if include_background else 1 :].mean()
 
 
-def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """Return the mean over known pixels of -log softmax at the label.
+def cross_entropy(logits: Tensor, label: Tensor, *, balance: float = 0.0) -> Tensor:
+    """Return the mean over known pixels of -log softmax at the label, pixels of rare classes weighing more.
+
+    A pixel of a class with n pixels in the batch weighs n^-balance. 0 is the plain mean; with 1 every class that is
+    present counts the same, however small it is.
 
     Args:
         logits: (B, K, *S).
         label: (B, *S) int64, -1 ignored.
+        balance: in [0, 1].
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or ``balance`` outside [0, 1].
     """
     _check(logits, label)
+    if not 0 <= balance <= 1:
+        raise ValueError(f"balance lies in [0, 1], found {balance}.")
+    if balance > 0:
+        precise = _precise(logits)
+        known = label != IGNORE
+        counts = precise.new_zeros(logits.shape[1])
+        counts = counts.scatter_add(0, label.where(known, 0).flatten(), known.flatten().to(precise.dtype))
+        weight = counts.clamp(min=1) ** -balance
+        total = F.cross_entropy(precise, label, weight=weight, ignore_index=IGNORE, reduction="sum")
+        return total / (weight * counts).sum().clamp(min=torch.finfo(precise.dtype).tiny)
     total = F.cross_entropy(_precise(logits), label, ignore_index=IGNORE, reduction="sum")
     return total / (label != IGNORE).sum().clamp(min=1)
 

@@ -8,6 +8,7 @@ References:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import nn
@@ -25,6 +26,7 @@ class Settings:
 
     dice_weight: float = 1.0
     cross_entropy_weight: float = 1.0
+    balance: float = 0.5
 
 
 class Supervised(Method):
@@ -50,7 +52,7 @@ class Supervised(Method):
             self.network.deep(batch.image) if isinstance(self.network, UNet) else [self.network(batch.image)]
         )
         dice = deep_supervision(levels, batch.label, soft_dice_loss)
-        entropy = deep_supervision(levels, batch.label, cross_entropy)
+        entropy = deep_supervision(levels, batch.label, partial(cross_entropy, balance=self.settings.balance))
         loss = self.settings.dice_weight * dice + self.settings.cross_entropy_weight * entropy
         return StepOutput(loss, {"dice_loss": dice.detach(), "cross_entropy": entropy.detach()})
 
