@@ -157,8 +157,9 @@ def partial_gradient(
     with_keys = anchors < len(z) and not cold
     weighted = inverse[:, None] * z[:anchors] if with_keys else row_part
     key_part = torch.zeros_like(row_part) if with_keys else row_part
-    # transposed, so that both products of a tile read it along its rows
-    column_part = z.new_zeros(z.shape[1], len(z))
+    # transposed, so that both products of a tile read it along its rows; a little wider than N, because rows a power
+    # of two apart share the same few places of a cache
+    column_part = z.new_zeros(z.shape[1], len(z) + 24)[:, : len(z)]
     for tile in tiles(len(z), anchors, size=size, share=share):
         rows, columns, diagonal, mutual = tile
         e = _product(z, tile, scale if cold else scale * LOG2_E, buffer)
