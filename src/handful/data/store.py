@@ -117,11 +117,8 @@ def _resident_gb(cases: Sequence[Case], plan: Plan) -> float:
 def _free_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 1e9
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable"):
-                    return int(line.split()[1]) / 1e6
-    except FileNotFoundError:  # not Linux
-        return LAPTOP_GB
+    told = Path("/proc/meminfo")
+    for line in told.read_text(encoding="ascii").splitlines() if told.exists() else ():  # Linux only
+        if line.startswith("MemAvailable"):
+            return int(line.split()[1]) / 1e6
     return LAPTOP_GB

@@ -123,10 +123,11 @@ def train(
     selection, validation = _divide(selection, fold)
     _check_needs(resolved, selection)
 
+    data_hash = content_hash(dataset)
     asked = {
         "handful": handful.__version__,
         **resolved.as_dict(),
-        "data": {"name": dataset.name, "hash": content_hash(dataset)},
+        "data": {"name": dataset.name, "hash": data_hash},
         "labels": labels,
         "draw": draw,
         "labelled": [case.name for case in selection.labelled],
@@ -155,7 +156,7 @@ def train(
             )
         write_splits(folder.splits, parts)
         decided = decide_plan(dataset, selection, device=where.type, plan=plan, folder=folder)
-        manifest = _manifest(dataset, selection, validation, resolved, where, exactness, seed)
+        manifest = _manifest(dataset, data_hash, selection, validation, resolved, where, exactness, seed)
         write_json(folder.manifest, manifest)
         for note in (*dataset.notes, selection.note):
             if note:
@@ -326,6 +327,7 @@ def _finished(folder: RunFolder, asked: dict[str, Any], *, overwrite: bool) -> b
 
 def _manifest(
     dataset: Dataset,
+    data_hash: str,
     selection: Selection,
     validation: Sequence[Case],
     recipe: Recipe,
@@ -354,7 +356,7 @@ def _manifest(
             "name": dataset.name,
             "root": str(dataset.root),
             "layout": dataset.layout,
-            "hash": content_hash(dataset),
+            "hash": data_hash,
             "notes": list(dataset.notes),
             "patients_from": dataset.patients_from,
         },
