@@ -349,3 +349,25 @@ def test_partitions_by_hand() -> None:
     assert "".join(map(str, partition_of_slices(10).tolist())) == "1112223334"
     assert "".join(map(str, partition_of_slices(9).tolist())) == "112233444"
     assert partition_of_slices(1).tolist() == [1]
+
+
+def test_left_out_pairs_are_no_negatives_but_positives_stay() -> None:
+    z = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    positives = torch.zeros(6, 6, dtype=torch.bool)
+    positives[0, 1] = positives[1, 0] = True
+    left_out = torch.zeros(6, 6, dtype=torch.bool)
+    left_out[:2, 4:] = True
+    expected = info_nce(z[:4], positives[:4, :4], temperature=0.3)
+    assert torch.allclose(info_nce(z, positives, temperature=0.3, left_out=left_out), expected)
+    both = left_out | positives  # a positive that is also left out counts as a positive
+    assert torch.allclose(info_nce(z, positives, temperature=0.3, left_out=both), expected)
+
+
+def test_positions_along_several_axes_are_near_only_where_every_axis_is() -> None:
+    z = torch.randn(3, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    place = torch.tensor([[0.1, 0.5, 0.5], [0.12, 0.9, 0.5], [0.9, 0.5, 0.52]], dtype=torch.float64)
+    apart = positional_contrast(z, place, threshold=0.1, temperature=0.2)
+    assert torch.allclose(apart, nt_xent(z[:, 0], z[:, 1], temperature=0.2))
+    one = positional_contrast(z, place[:, :1], threshold=0.1, temperature=0.2)
+    assert torch.equal(one, positional_contrast(z, place[:, 0], threshold=0.1, temperature=0.2))
+    assert not torch.allclose(one, apart)

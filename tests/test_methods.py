@@ -32,7 +32,7 @@ def made(name: str, dims: int) -> Method:
     return method
 
 
-def phantom_source(dims: int, step: int = 0) -> Source:
+def phantom_source(dims: int, step: int = 0, progress: float = 0.5) -> Source:
     rng = np.random.default_rng(1)
     cases = []
     for i in range(4):
@@ -53,7 +53,7 @@ def phantom_source(dims: int, step: int = 0) -> Source:
     return Source(
         labelled=cases[:2], unlabelled=hidden, patch=(8, 16, 12)[3 - dims :], batch=3, classes=3,
         mirror=(False,) * dims, augment=AugmentSettings(), sampling=SamplingSettings(),
-        device=torch.device("cpu"), seed=0, step=step,
+        device=torch.device("cpu"), seed=0, step=step, progress=progress,
     )  # fmt: skip
 
 
@@ -64,9 +64,16 @@ def test_there_are_methods() -> None:
 @pytest.mark.parametrize(("name", "dims"), CASES)
 def test_gradients_reach_exactly_the_trainable_parameters(name: str, dims: int) -> None:
     method = made(name, dims)
-    method.step(method.batch(phantom_source(dims)), 0.5).loss.backward()
+    for progress in (0.2, 0.8):  # methods of several stages train different parts at different times
+        method.step(method.batch(phantom_source(dims, progress=progress)), progress).loss.backward()
     reached = {n for n, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert reached == {n for n, p in method.named_parameters() if p.requires_grad}
+
+
+def changed_field(value: Tensor) -> Tensor:
+    if value.dtype == torch.bool:
+        return ~value
+    return (value + 1) % 3 if value.dtype == torch.int64 else value.flip(0) * 1.5
 
 
 @pytest.mark.parametrize(("name", "dims"), CASES)
@@ -77,7 +84,7 @@ def test_changing_any_field_of_the_batch_changes_the_loss(name: str, dims: int) 
     changed = 0
     for field, value in batch._asdict().items():
         if isinstance(value, Tensor):
-            other = (value + 1) % 3 if value.dtype == torch.int64 else value.flip(0) * 1.5
+            other = changed_field(value)
             assert not torch.equal(method.step(batch._replace(**{field: other}), 0.5).loss, before), field
             changed += 1
     assert changed >= 1
@@ -96,7 +103,8 @@ def test_fifteen_steps_on_one_batch_lower_the_loss(name: str, dims: int) -> None
         optimiser.step()
         method.after_step(number / 15)
         losses.append(loss.item())
-    assert losses[-1] < 0.9 * losses[0]
+    # contrast has a floor well above 0, see docs/methods
+    assert losses[-1] < (0.9 if method.kind == "train" else 0.97) * losses[0]
 
 
 @pytest.mark.parametrize(("name", "dims"), CASES)
@@ -125,7 +133,7 @@ def test_logs_are_finite_scalars_and_bfloat16_stays_finite(name: str, dims: int)
 def test_a_batch_without_any_label_gives_zero_with_a_graph(name: str, dims: int) -> None:
     method = made(name, dims)
     batch = method.batch(phantom_source(dims))
-    if not hasattr(batch, "label") or load_method(name).METHOD.needs.unlabelled:
+    if not hasattr(batch, "label") or method.needs.unlabelled:
         pytest.skip("the method does not learn from labels alone")
     loss = method.step(batch._replace(label=torch.full_like(batch.label, IGNORE)), 0.5).loss
     loss.backward()
@@ -139,7 +147,31 @@ def test_the_method_is_final_documented_and_has_its_paper(name: str, dims: int) 
     assert module.__doc__
     assert "References:" in module.__doc__
     assert "http" in module.METHOD.paper
-    assert set(made(name, dims).exports())
+    exported = set(made(name, dims).exports())
+    assert exported == {"segmenter"} if module.METHOD.kind == "train" else exported <= {"encoder", "decoder"}
+
+
+@pytest.mark.parametrize(("name", "dims"), CASES)
+def test_a_batch_is_a_function_of_seed_and_step(name: str, dims: int) -> None:
+    method = made(name, dims)
+    first, again = (method.batch(phantom_source(dims, step=3)) for _ in range(2))
+    other = method.batch(phantom_source(dims, step=4))
+    pairs = [(a, b, c) for a, b, c in zip(first, again, other) if isinstance(a, Tensor)]
+    assert all(torch.equal(a, b) for a, b, _ in pairs)
+    assert not all(torch.equal(a, c) for a, _, c in pairs)
+
+
+@pytest.mark.parametrize(("name", "dims"), CASES)
+def test_labels_outside_the_budget_never_reach_a_batch(name: str, dims: int) -> None:
+    source = phantom_source(dims)
+    poisoned = [
+        dataclasses.replace(case, label=torch.full(case.image.shape[1:], 2, dtype=torch.uint8))
+        for case in source.unlabelled
+    ]
+    method = made(name, dims)
+    clean = method.batch(source)
+    for a, b in zip(clean, method.batch(dataclasses.replace(source, unlabelled=poisoned))):
+        assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
 def test_unknown_methods_name_the_nearest() -> None:

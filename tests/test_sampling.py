@@ -110,3 +110,46 @@ def test_foreground_voxels_are_foreground_and_thinned() -> None:
 def test_drawing_from_no_cases_is_a_clear_error() -> None:
     with pytest.raises(DataError, match="no cases to draw from"):
         source(0, unlabelled=[]).draw_unlabelled(2)
+
+
+@pytest.mark.parametrize("patch", [(6, 10, 8), (10, 8)])
+def test_a_view_of_the_same_geometry_sees_the_same_pixels(patch: tuple[int, ...]) -> None:
+    here = source(2, patch=patch)
+    crops = here.draw_labelled(4)
+    first = here.view(crops, stream=0, intensity=False)
+    again = here.view(crops, stream=1, geometry=first.geometry, intensity=False)
+    recoloured = here.view(crops, stream=1, geometry=first.geometry)
+    assert torch.equal(first.image, again.image)
+    assert first.label is not None
+    assert recoloured.label is not None
+    assert torch.equal(first.label, recoloured.label)
+    assert not torch.equal(first.image, recoloured.image)
+
+
+@pytest.mark.parametrize("patch", [(6, 10, 8), (10, 8)])
+def test_corners_name_the_voxels_of_an_unmoved_patch(patch: tuple[int, ...]) -> None:
+    still = AugmentSettings(
+        **{name: 0.0 for name in AugmentSettings.__dataclass_fields__ if name.startswith("p_")}
+    )
+    here = source(5, patch=patch, augment=still)
+    crops = here.draw_labelled(6)
+    images = here.view(crops).image
+    for item in range(6):
+        volume = here.labelled[int(crops.case[item])].image[(slice(None),)]
+        index = [
+            torch.arange(int(a), int(b)).clamp(0, n - 1)
+            for a, b, n in zip(crops.low[item], crops.high[item], volume.shape[1:])
+        ]
+        cut = volume[:, index[0]][:, :, index[1]][..., index[2]]
+        assert torch.equal(images[item], cut if len(patch) == 3 else cut[:, 0])
+        centre = (crops.low[item] + torch.tensor((1,) * (3 - len(patch)) + patch) // 2 + 0.5) / torch.tensor(
+            volume.shape[1:]
+        )
+        assert torch.allclose(crops.position[item], centre.double())
+
+
+def test_smaller_patches_are_multiples_and_never_larger_than_planned() -> None:
+    here = source(0, patch=(40, 56, 8))
+    assert here.smaller(0.5, multiple=(8, 8, 8)).patch == (16, 32, 8)
+    assert here.smaller(0.1, multiple=(8, 8, 4)).patch == (16, 16, 8)
+    assert here.smaller(1.0, multiple=(8, 8, 8)).patch == here.patch

@@ -5,7 +5,7 @@ would have drawn, and a batch can be prepared ahead of time in a thread without 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -83,13 +83,17 @@ class Crops(NamedTuple):
         image: (B, C, *S) on the training device, float16 or float32.
         label: (B, *S) int64 (``IGNORE`` where unknown), or None when the cases are unlabelled.
         case: (B,) index of each item's case in its store.
-        position: (B, 3) centre of the box, relative to its volume, in [0, 1] along D, H, W.
+        position: (B, 3) float64 centre of the box, relative to its volume, in [0, 1] along D, H, W.
+        low, high: (B, 3) first voxel of each patch (without margin) in its volume, and the one after its last; they
+            may lie outside the volume.
     """
 
     image: Tensor
     label: Tensor | None
     case: Tensor
     position: Tensor
+    low: Tensor
+    high: Tensor
 
 
 class View(NamedTuple):
@@ -116,6 +120,7 @@ class Source:
         device: where tensors go.
         seed: of the run.
         step: number of the step; draws are a function of (seed, step, stream).
+        progress: of the run, from 0 to 1: methods of several stages draw by it.
     """
 
     labelled: Sequence[StoredCase]
@@ -129,6 +134,21 @@ class Source:
     device: torch.device
     seed: int
     step: int
+    progress: float = 0.0
+
+    def smaller(self, share: float, *, multiple: Sequence[int]) -> "Source":
+        """Return the same source with patches of about ``share`` of each side, for tasks that need many small views.
+
+        Args:
+            share: of the planned side, in (0, 1].
+            multiple: what the network's strides multiply to along each axis; a side is a multiple of it, one at least
+                and at most the planned side. Two where that is possible, so that the deepest level is no single voxel.
+        """
+        sides = []
+        for side, unit in zip(self.patch, multiple, strict=True):
+            units = max(round(side * share / unit), min(2, side // unit), 1)
+            sides.append(min(units * unit, side))
+        return replace(self, patch=tuple(sides))
 
     def draw_labelled(self, count: int, *, stream: int = 0) -> Crops:
         """Draw ``count`` labelled source boxes; a share of them is centred on foreground."""
@@ -142,12 +162,21 @@ class Source:
         """Draw ``count`` source boxes from all training cases, labels left out."""
         return self._draw([*self.labelled, *self.unlabelled], count, stream=stream, with_label=False)
 
-    def view(self, crops: Crops, *, stream: int = 0) -> View:
-        """Augment crops to patches: one fused resampling, then intensities; ``stream`` tells views apart."""
+    def view(
+        self, crops: Crops, *, stream: int = 0, geometry: Geometry | None = None, intensity: bool = True
+    ) -> View:
+        """Augment crops to patches: one fused resampling, then intensities.
+
+        Args:
+            crops: what to look at.
+            stream: tells the views of one step apart.
+            geometry: of an earlier view, to see exactly the same pixels again; None draws a new one.
+            intensity: False leaves the intensities as they are (the target of a reconstruction).
+        """
         generator = torch.Generator().manual_seed(self._seed("view", stream))
         spacing = self._spacing()
         batch, channels = crops.image.shape[:2]
-        geometry = sample_geometry(
+        drawn = sample_geometry(
             self.augment,
             batch=batch,
             patch=self.patch,
@@ -155,7 +184,8 @@ class Source:
             mirror=self.mirror,
             generator=generator,
         )
-        intensity = sample_intensity(
+        geometry = drawn if geometry is None else geometry
+        recolouring = sample_intensity(
             self.augment, batch=batch, channels=channels, generator=generator, spacing_mm=spacing
         )
         with torch.no_grad():
@@ -168,7 +198,8 @@ class Source:
                 mode=self.augment.label,
                 classes=self.classes,
             )
-            image = apply_intensity(intensity, image)
+            if intensity:
+                image = apply_intensity(recolouring, image)
         return View(image, label, geometry)
 
     def _draw(self, cases: Sequence[StoredCase], count: int, *, stream: int, with_label: bool) -> Crops:
@@ -184,7 +215,8 @@ class Source:
         )
         margin = source_margin(self.augment, self.patch, self._spacing())
         size = (1,) * (3 - len(self.patch)) + tuple(p + m for p, m in zip(self.patch, margin, strict=True))
-        images, labels, positions = [], [], []
+        full = np.array((1,) * (3 - len(self.patch)) + self.patch)
+        images, labels, positions, corners = [], [], [], []
         for item, pick in enumerate(picks):
             case = cases[pick]
             extent = np.array(case.image.shape[1:])
@@ -194,6 +226,7 @@ class Source:
                 assert case.label is not None
                 labels.append(_box(case.label, centre, size, outside=IGNORED_VOXEL))
             positions.append((centre + 0.5) / extent)
+            corners.append(centre - full // 2)
         image = torch.stack(images).to(self.device)
         label = None
         if with_label:
@@ -202,7 +235,15 @@ class Source:
         if len(self.patch) == 2:
             image = image.squeeze(2)
             label = label.squeeze(1) if label is not None else None
-        return Crops(image, label, torch.from_numpy(picks), torch.from_numpy(np.array(positions)))
+        low = torch.from_numpy(np.array(corners))
+        return Crops(
+            image,
+            label,
+            torch.from_numpy(picks),
+            torch.from_numpy(np.array(positions)),
+            low,
+            low + torch.from_numpy(full),
+        )
 
     def _pick_cases(self, total: int, count: int, stream: int) -> np.ndarray:
         """Walk through shuffled rounds of all cases, so that every case is seen equally often."""

@@ -14,7 +14,14 @@ from handful.losses import checks
 from handful.losses.embeddings import unit
 
 
-def info_nce(z: Tensor, positives: Tensor, *, temperature: float, anchors: Tensor | None = None) -> Tensor:
+def info_nce(
+    z: Tensor,
+    positives: Tensor,
+    *,
+    temperature: float,
+    anchors: Tensor | None = None,
+    left_out: Tensor | None = None,
+) -> Tensor:
     """Return the mean over anchors of the mean over their positives of -log softmax over all other embeddings.
 
     With s_ij the cosine of embeddings i and j, t the temperature and P(i) the positives of i, anchor i costs
@@ -32,6 +39,8 @@ def info_nce(z: Tensor, positives: Tensor, *, temperature: float, anchors: Tenso
         positives: (N, N) bool; row i marks the positives of anchor i. It need not be symmetric.
         temperature: positive.
         anchors: (N,) bool, which rows count in the mean; all of them when None. The others stay in the denominators.
+        left_out: (N, N) bool, pairs that are neither positives nor negatives (patches that show the same tissue):
+            where true, k is no term of row i's denominator, unless it is a positive.
 
     Returns:
         A scalar, float64 for float64 embeddings and float32 otherwise.
@@ -63,6 +72,11 @@ def info_nce(z: Tensor, positives: Tensor, *, temperature: float, anchors: Tenso
             f"anchors must be bool of shape ({n},) for {n} embeddings, "
             f"found {anchors.dtype} of shape {tuple(anchors.shape)}."
         )
+    if left_out is not None and (left_out.shape != (n, n) or left_out.dtype != torch.bool):
+        raise ValueError(
+            f"left_out must be a bool matrix of shape ({n}, {n}) for {n} embeddings, "
+            f"found {left_out.dtype} of shape {tuple(left_out.shape)}."
+        )
     self_pair = torch.eye(n, dtype=torch.bool, device=z.device)
     positives = positives & ~self_pair
     count = positives.sum(1)
@@ -71,7 +85,8 @@ def info_nce(z: Tensor, positives: Tensor, *, temperature: float, anchors: Tenso
         return checks.nothing(z)
     with torch.autocast(z.device.type, enabled=False):
         direction = unit(z)
-        logits = (direction @ direction.T / temperature).masked_fill(self_pair, -torch.inf)
+        absent = self_pair if left_out is None else self_pair | (left_out & ~positives)
+        logits = (direction @ direction.T / temperature).masked_fill(absent, -torch.inf)
         log_p = logits.log_softmax(1)
         # where, not a product: the diagonal is -inf, and -inf * 0 is NaN
         cost = -log_p.where(positives, 0).sum(1) / count.clamp(min=1)
@@ -104,7 +119,9 @@ def nt_xent(a: Tensor, b: Tensor, *, temperature: float) -> Tensor:
     return info_nce(torch.cat([a, b]), image[:, None] == image, temperature=temperature)
 
 
-def positional_contrast(z: Tensor, position: Tensor, *, threshold: float, temperature: float) -> Tensor:
+def positional_contrast(
+    z: Tensor, position: Tensor, *, threshold: float, temperature: float, related: Tensor | None = None
+) -> Tensor:
     """Return PCL's loss: slices (or patches) at a similar place in their volumes are positives.
 
     ``info_nce`` over all B V views; views i and j are positives when ``abs(p_i - p_j) < threshold``, strictly and in
@@ -115,9 +132,11 @@ def positional_contrast(z: Tensor, position: Tensor, *, threshold: float, temper
 
     Args:
         z: (B, V, E) embeddings of V views of B images, of any length.
-        position: (B,) relative positions in [0, 1], float64 to reproduce the published ties.
+        position: (B,) relative positions in [0, 1], float64 to reproduce the published ties; or (B, A) along A axes,
+            and positives are near along every one of them.
         threshold: not negative; 0.1 for CHD and 0.35 for ACDC in the paper.
         temperature: positive; 0.1 in the paper.
+        related: (B, B) bool: images that show the same tissue and so are never each other's negatives; none when None.
 
     Raises:
         ValueError: as ``info_nce``; positions that do not fit or are not finite; a negative threshold.
@@ -129,14 +148,15 @@ def positional_contrast(z: Tensor, position: Tensor, *, threshold: float, temper
     References:
         Zeng et al., 2021, positional contrastive learning. https://arxiv.org/abs/2106.09157
     """
-    place = _per_image(z, position, name="position").double()
+    place = _per_image(z, position if position.ndim > 1 else position[:, None], name="position").double()
     if not place.isfinite().all():
         raise ValueError(f"position holds NaN or infinite values: {position.tolist()}.")
     if not threshold >= 0:
         raise ValueError(f"threshold must be 0 or more (a share of the volume's length), found {threshold}.")
-    place = place.repeat(z.shape[1])
-    near = (place[:, None] - place).abs() < threshold
-    return info_nce(_view_by_view(z), near, temperature=temperature)
+    place = place.repeat(z.shape[1], 1)
+    near = ((place[:, None] - place).abs() < threshold).all(2)
+    left_out = None if related is None else related.to(z.device).repeat(z.shape[1], z.shape[1])
+    return info_nce(_view_by_view(z), near, temperature=temperature, left_out=left_out)
 
 
 def partition_contrast(z: Tensor, partition: Tensor, *, temperature: float) -> Tensor:
@@ -161,6 +181,8 @@ def partition_contrast(z: Tensor, partition: Tensor, *, temperature: float) -> T
         Chaitanya et al., 2020. https://arxiv.org/abs/2006.10511
         Zeng et al., 2021 (the form). https://arxiv.org/abs/2106.09157
     """
+    if partition.ndim != 1:
+        raise ValueError(f"partition must have shape ({len(z)},), found {tuple(partition.shape)}.")
     part = _per_image(z, partition, name="partition").repeat(z.shape[1])
     return info_nce(_view_by_view(z), part[:, None] == part, temperature=temperature)
 
@@ -201,7 +223,7 @@ def _view_by_view(z: Tensor) -> Tensor:
 def _per_image(z: Tensor, value: Tensor, *, name: str) -> Tensor:
     """Return ``value`` on the embeddings' device after checking that it has one entry an image."""
     checks.embeddings("z", z, "B V E")
-    if value.shape != z.shape[:1]:
+    if value.shape[:1] != z.shape[:1] or value.ndim > 2 or value.shape[1:] == (0,):
         raise ValueError(
             f"{name} must have shape ({len(z)},), one entry for each of {len(z)} images, found {tuple(value.shape)}."
         )

@@ -7,11 +7,23 @@ defaults from the paper) and ``METHOD`` (the class, built as ``METHOD(network, s
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from handful.data.sampling import Source
+
+
+class Watched(NamedTuple):
+    """What the health meter looks at: embeddings of the views of one batch.
+
+    Attributes:
+        embeddings: (B, V, E), detached, before or after normalisation.
+        position: (B,) relative position of each item along the slice axis, if the method has it.
+    """
+
+    embeddings: Tensor
+    position: Tensor | None = None
 
 
 class StepOutput(NamedTuple):
@@ -20,27 +32,41 @@ class StepOutput(NamedTuple):
     Attributes:
         loss: scalar to minimise.
         logs: named scalars for ``metrics.jsonl``; tensors stay on the device until they are written.
+        terms: the summands of ``loss``, weighted and with their graph, where there are several: the meter measures
+            the gradient of each.
+        watched: embeddings for the health meter; None where a method has none.
     """
 
     loss: Tensor
     logs: Mapping[str, Tensor]
+    terms: Mapping[str, Tensor] = {}
+    watched: Watched | None = None
 
 
 class Needs(NamedTuple):
-    """What a method must be given before it can start."""
+    """What a method learns from.
+
+    Attributes:
+        labels: labelled cases must exist.
+        unlabelled: cases without labels are used too (and labelled ones as images).
+        optional_labels: labels are used where the budget allows some, and it works without.
+    """
 
     labels: bool
     unlabelled: bool
+    optional_labels: bool = False
 
 
 class Method(nn.Module, ABC):
     """A way to learn from images and few labels.
 
     Attributes:
-        needs: whether labelled or unlabelled cases must exist.
+        kind: ``train`` makes a segmentation network, ``pretrain`` parts that a training starts from.
+        needs: what it learns from.
         paper: authors, year and link, printed by ``handful methods``.
     """
 
+    kind: ClassVar[Literal["pretrain", "train"]] = "train"
     needs: ClassVar[Needs]
     paper: ClassVar[str]
 
@@ -57,4 +83,4 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def exports(self) -> Mapping[str, nn.Module]:
-        """Name the trained parts that other runs may start from, for example ``{"segmenter": network}``."""
+        """Name the trained parts: ``segmenter``; of a pre-training ``encoder`` and perhaps ``decoder``."""
