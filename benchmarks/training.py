@@ -24,8 +24,8 @@ from handful.batches import SegmentationBatch
 from handful.data.augment.settings import AugmentSettings
 from handful.data.plan import NetworkPlan, Normalisation, Plan
 from handful.data.sampling import Source, StoredCase, foreground_voxels
+from handful.device import choose_device, choose_precision
 from handful.methods.contract import Method
-from handful.training.device import choose_device, choose_precision
 from handful.training.recipe import resolve
 from handful.training.run import build_method
 

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "src" / "handful"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part may import, besides itself: the picture in docs/design.md. A part is a folder or a file of src/handful.
-GROUND = {"__init__", "errors", "artefacts", "settings", "batches"}
+GROUND = {"__init__", "errors", "artefacts", "settings", "batches", "device"}
 PARTS: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
@@ -24,6 +24,7 @@ PARTS: dict[str, set[str]] = {
     "artefacts": {"__init__", "errors"},
     "settings": {"errors"},
     "batches": set(),
+    "device": {"errors"},
     "losses": GROUND,
     "networks": GROUND,
     "data": GROUND,

@@ -35,9 +35,9 @@ def plan(
     Labels outside the budget, and cases held out, are not looked at.
     """
     from handful.data.plan import explain, write_plan
+    from handful.device import choose_device
     from handful.settings import as_dict
     from handful.training.decisions import choose_cases, decide_plan
-    from handful.training.device import choose_device
 
     if out is not None and out.exists() and not overwrite:
         raise UsageError(f"{out} exists and may have been edited; name another file or use --overwrite.")

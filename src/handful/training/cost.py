@@ -12,7 +12,8 @@ import torch
 from handful.data.augment.settings import AugmentSettings
 from handful.data.plan import Plan
 from handful.data.sampling import SamplingSettings, Source, StoredCase, foreground_voxels
-from handful.training.device import choose_device, choose_precision, make_fabric
+from handful.device import choose_device, choose_precision
+from handful.training.fabric import make_fabric
 from handful.training.folder import RunFolder
 from handful.training.loop import fit
 from handful.training.recipe import resolve

@@ -19,13 +19,14 @@ from handful.data.plan import Plan, explain
 from handful.data.sampling import Source
 from handful.data.splits import Selection, folds, validation_rule, write_splits
 from handful.data.store import load_cases
+from handful.device import choose_device, choose_precision, use_threads
 from handful.errors import DataError, UsageError
 from handful.methods import load_method
 from handful.methods.contract import Method
 from handful.networks.build import build_network, unet_architecture
 from handful.networks.weights import load_into, load_weights, save_weights
 from handful.training.decisions import choose_cases, decide_plan
-from handful.training.device import choose_device, choose_precision, make_fabric
+from handful.training.fabric import make_fabric
 from handful.training.folder import RunFolder, weights_of
 from handful.training.loop import Progress, fit
 from handful.training.recipe import Recipe, parse_duration, resolve
@@ -103,10 +104,7 @@ def train(
         >>> run = train(Path("Task04_Hippocampus"), Path("runs/two-labels"), labels="2", test="40", max_time="10m")
     """
     data, out = Path(data), Path(out)
-    if threads is not None:
-        if threads < 1:
-            raise UsageError(f"--threads must be at least 1, found {threads}.")
-        torch.set_num_threads(threads)
+    use_threads(threads)
     where = choose_device(device)
     exactness = choose_precision(precision, where)
     length: dict[str, Any] = {}

@@ -1,16 +1,23 @@
-"""Where to compute and how precisely: chosen from what the machine has, or as told."""
-
-import logging
-from typing import Any
+"""Where to compute and how precisely: chosen from what the machine has, or as told. Imports torch."""
 
 import torch
-from lightning_fabric import Fabric
 
 from handful.errors import UsageError
 
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+"""What users call a precision, and what Lightning calls it."""
+
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called ``name``; ``auto`` takes CUDA, then MPS, then the CPU."""
+    """Return the device called ``name``; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: no such device, or not on this machine.
+
+    Example:
+        >>> choose_device("cpu")
+        device(type='cpu')
+    """
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", 0)
@@ -34,32 +41,38 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Return Fabric's name of a precision; ``auto`` takes bfloat16 autocast where the processor multiplies it natively.
+    """Return Lightning's name of a precision; ``auto`` takes half precision where the device multiplies it natively.
 
     On a CPU with AVX-512 BF16 or AMX a bfloat16 step takes about half the time of a float32 step
     (benchmarks/training.py); elsewhere it would be emulated and slower.
+
+    Raises:
+        UsageError: an unknown name, or one the device cannot do.
     """
-    known = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
     if name != "auto":
-        if name not in known:
-            raise UsageError(f"--precision {name}: expected auto, {', '.join(known)}.")
+        if name not in PRECISIONS:
+            raise UsageError(f"--precision {name}: expected auto, {', '.join(PRECISIONS)}.")
         if name == "fp16" and device.type == "cpu":
             raise UsageError("--precision fp16 needs a GPU; on the CPU use bf16 or 32.")
-        return known[name]
+        return PRECISIONS[name]
     if device.type == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+        return PRECISIONS["bf16" if torch.cuda.is_bf16_supported() else "fp16"]
     if device.type == "cpu" and cpu_multiplies_bfloat16():
-        return "bf16-mixed"
-    return "32-true"
+        return PRECISIONS["bf16"]
+    return PRECISIONS["32"]
 
 
-def make_fabric(device: torch.device, precision: str) -> Fabric:
-    """Return Lightning Fabric for one device; what it would print of itself is left to our own lines."""
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    chosen: Any = precision
-    return Fabric(
-        accelerator=device.type, devices=1 if device.index is None else [device.index], precision=chosen
-    )
+def use_threads(threads: int | None) -> None:
+    """Let torch compute with so many CPU threads; None leaves its choice.
+
+    Raises:
+        UsageError: fewer than one.
+    """
+    if threads is None:
+        return
+    if threads < 1:
+        raise UsageError(f"--threads must be at least 1, found {threads}.")
+    torch.set_num_threads(threads)
 
 
 def cpu_multiplies_bfloat16() -> bool:
