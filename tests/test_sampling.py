@@ -56,6 +56,16 @@ def test_a_draw_is_a_pure_function_of_seed_and_step(patch: tuple[int, ...]) -> N
     assert view.image.shape[2:] == patch == tuple(view.label.shape[1:])
 
 
+def test_a_method_draws_its_own_numbers_from_seed_step_and_stream() -> None:
+    def drawn(step: int, stream: int, **changes: object) -> list[float]:
+        return torch.rand(4, generator=source(step, **changes).generator(stream=stream)).tolist()  # type: ignore[arg-type]
+
+    assert drawn(5, 0) == drawn(5, 0)
+    assert (
+        len({tuple(drawn(*where)) for where in ((5, 0), (6, 0), (5, 1))} | {tuple(drawn(5, 0, seed=4))}) == 4
+    )
+
+
 def test_every_case_is_seen_equally_often() -> None:
     seen = torch.cat([source(step, cases=5).draw_labelled(3).case for step in range(50)])
     assert torch.bincount(seen, minlength=5).tolist() == [30] * 5

@@ -202,6 +202,10 @@ class Source:
                 image = apply_intensity(recolouring, image)
         return View(image, label, geometry)
 
+    def generator(self, *, stream: int = 0) -> torch.Generator:
+        """Return a generator on the CPU for what a method draws besides patches and views: masks, noise, pairings."""
+        return torch.Generator().manual_seed(self._seed("method", stream))
+
     def _draw(self, cases: Sequence[StoredCase], count: int, *, stream: int, with_label: bool) -> Crops:
         if not cases:
             raise DataError(
@@ -274,7 +278,7 @@ class Source:
 
     def _seed(self, purpose: str, stream: int) -> int:
         words = np.random.SeedSequence(
-            [self.seed, self.step, {"draw": 1, "view": 2}[purpose], stream]
+            [self.seed, self.step, {"draw": 1, "view": 2, "method": 3}[purpose], stream]
         ).generate_state(2)
         return int(words[0]) << 31 | int(words[1]) >> 1
 

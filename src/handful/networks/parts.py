@@ -17,6 +17,7 @@ class Parts(NamedTuple):
         deepest: channels of the encoder's last map.
         widths: channels of the decoder's maps, finest first.
         stride: what the strides multiply to along each axis; sides of an input are multiples of it.
+        channels: of the image, what a reconstruction gives back.
     """
 
     encoder: nn.Module
@@ -25,6 +26,7 @@ class Parts(NamedTuple):
     deepest: int
     widths: tuple[int, ...]
     stride: tuple[int, ...]
+    channels: int
 
 
 def parts_of(network: nn.Module) -> Parts:
@@ -47,4 +49,8 @@ def parts_of(network: nn.Module) -> Parts:
             f"pre-training needs a network in two parts, 'encoder' (with 'widths' and 'total_stride') and 'decoder' "
             f"(with 'widths'); {type(network).__name__} has not got them. Use the built-in U-Net or V-Net."
         )
-    return Parts(encoder, decoder, len(strides), down[-1], tuple(up), tuple(strides))
+    convolutions = (module for module in encoder.modules() if isinstance(module, (nn.Conv2d, nn.Conv3d)))
+    first = next(convolutions, None)
+    if first is None:
+        raise UsageError(f"pre-training needs a convolutional encoder; {type(encoder).__name__} is none.")
+    return Parts(encoder, decoder, len(strides), down[-1], tuple(up), tuple(strides), first.in_channels)
