@@ -19,6 +19,7 @@ from handful.artefacts import hash_of
 from handful.data.cases import Dataset
 from handful.data.phantom import make_phantom
 from handful.errors import DataError, RunError, UsageError
+from handful.training.loop import LoopSettings
 from handful.training.recipe import parse_duration, resolve
 from handful.training.run import train
 from handful.training.schedules import SCHEDULES, ema_decay
@@ -210,7 +211,7 @@ def test_bad_requests_are_refused_before_anything_is_written(phantom_folder: Pat
         ({"set_": ("loop.lr",)}, "expected name=value"),
         ({"steps": 0}, "at least 1"),
         ({"max_time": "soon", "steps": None}, "expected a duration"),
-        ({"max_time": "1m"}, "not both"),
+        ({"max_time": "1m"}, "only one"),
         ({"labels": "0"}, "0"),
         ({"labels": "99"}, "99"),
         ({"labels": "many"}, "many"),
@@ -270,6 +271,21 @@ def test_averaging_depends_on_progress_not_on_the_number_of_steps() -> None:
 
     assert forgotten(1000) == pytest.approx(forgotten(100_000), abs=1e-3)
     assert ema_decay(0, 1e-9, horizon=0.04) == pytest.approx(0.1)
+
+
+def test_epochs_become_steps_and_lengths_exclude_each_other() -> None:
+    settings = LoopSettings(epochs=3)
+    assert settings.in_steps(images=100, batch=32).steps == 9  # three full batches an epoch
+    assert settings.in_steps(images=5, batch=32).steps == 3
+    assert LoopSettings(steps=7).in_steps(images=5, batch=2).steps == 7
+    for wrong in ({"epochs": 3, "steps": 4}, {}, {"epochs": -1}, {"steps": 4, "warm_up": 1.0}):
+        with pytest.raises(UsageError):
+            LoopSettings(**wrong)
+
+
+def test_the_step_schedule_divides_by_ten_and_no_horizon_keeps_the_last_weights() -> None:
+    assert [SCHEDULES["step"](p) for p in (0, 0.32, 0.34, 0.67, 1)] == pytest.approx([1, 1, 0.1, 0.01, 0.01])
+    assert ema_decay(100, 0.01, horizon=0) == 0
 
 
 def test_durations() -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, Literal
 
@@ -30,26 +30,35 @@ class LoopSettings:
     """How long and how fast to train.
 
     Attributes:
-        steps: optimiser steps; None lets ``max_time_s`` decide.
+        steps: optimiser steps; None lets ``epochs`` or ``max_time_s`` decide.
+        epochs: passes over all slices (2D) or volumes (3D) the method learns from, as papers count; becomes ``steps``
+            when the run starts.
         max_time_s: seconds of training, pauses not counted; the schedules follow the clock then, so such a run is
             resumable but not repeatable to the bit.
-        optimiser: ``adamw`` or ``sgd`` (Nesterov momentum 0.99, nnU-Net's).
+        optimiser: ``adamw``, ``adam`` or ``sgd``.
         lr: peak learning rate.
-        weight_decay: decoupled (AdamW) or L2 (SGD); never on biases and norm weights.
+        momentum: of SGD; nnU-Net's 0.99.
+        nesterov: whether SGD looks ahead, as nnU-Net's does.
+        weight_decay: decoupled (AdamW) or L2 (SGD, Adam); never on biases and norm weights.
         schedule: of the learning rate over progress.
-        clip: largest gradient norm; nnU-Net's 12.
-        ema_horizon: share of the run over which weights are averaged; the average is what predicts.
+        warm_up: share of the run over which the schedule's rate is reached linearly from 0 (one_cycle has its own).
+        clip: largest gradient norm; nnU-Net's 12. Infinity never clips.
+        ema_horizon: share of the run over which weights are averaged; the average is what predicts. 0: the last ones.
         checkpoint_every_s: seconds between checkpoints.
         rows: how many rows ``metrics.jsonl`` gets over a run.
         compile: compile the network (needs a C compiler; pays on long runs).
     """
 
     steps: int | None = None
+    epochs: float | None = None
     max_time_s: float | None = None
-    optimiser: Literal["adamw", "sgd"] = "adamw"
+    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 2e-3
+    momentum: float = 0.99
+    nesterov: bool = True
     weight_decay: float = 1e-2
-    schedule: Literal["one_cycle", "polynomial", "cosine", "constant"] = "one_cycle"
+    schedule: Literal["one_cycle", "polynomial", "cosine", "step", "constant"] = "one_cycle"
+    warm_up: float = 0.0
     clip: float = 12.0
     ema_horizon: float = 0.04
     checkpoint_every_s: float = 60.0
@@ -57,14 +66,24 @@ class LoopSettings:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if (self.steps is None) == (self.max_time_s is None):
-            raise UsageError("give either a number of steps or a time limit, not both and not neither.")
+        if sum(length is not None for length in (self.steps, self.epochs, self.max_time_s)) != 1:
+            raise UsageError(
+                "give a number of steps, a number of epochs or a time limit, and only one of them."
+            )
+        if self.epochs is not None and self.epochs <= 0:
+            raise UsageError(f"epochs must be positive, found {self.epochs}.")
         if self.steps is not None and self.steps < 1:
             raise UsageError(f"steps must be at least 1, found {self.steps}.")
         if self.max_time_s is not None and self.max_time_s <= 0:
             raise UsageError(f"the time limit must be positive, found {self.max_time_s} s.")
-        if self.lr <= 0 or self.clip <= 0 or not 0 < self.ema_horizon <= 1:
-            raise UsageError("lr and clip must be positive and ema_horizon in (0, 1].")
+        if self.lr <= 0 or self.clip <= 0 or not 0 <= self.ema_horizon <= 1 or not 0 <= self.warm_up < 1:
+            raise UsageError("lr and clip must be positive, ema_horizon in [0, 1] and warm_up in [0, 1).")
+
+    def in_steps(self, *, images: int, batch: int) -> "LoopSettings":
+        """Return these settings with ``epochs`` turned into steps: the last, smaller batch of an epoch is left out."""
+        if self.epochs is None:
+            return self
+        return replace(self, epochs=None, steps=max(1, round(self.epochs * max(1, images // batch))))
 
 
 @dataclass
@@ -141,7 +160,12 @@ def fit(
     fraction = _fraction(step, before, steps, limit)
     method.train()
     with _Interrupt() as interrupt:
-        for number, batch in _batches(method, source, step, prefetch=prefetch):
+
+        def drawn(number: int) -> Any:
+            seconds = before + time.monotonic() - started
+            return method.batch(replace(source(number), progress=_fraction(number, seconds, steps, limit)))
+
+        for number, batch in _batches(drawn, step, prefetch=prefetch):
             seconds = before + time.monotonic() - started
             fraction = _fraction(number, seconds, steps, limit)
             if fraction >= 1 or interrupt.caught:
@@ -150,6 +174,8 @@ def fit(
                 (seed << 32) + number
             )  # dropout: the only randomness left to the global generator
             lr = settings.lr * SCHEDULES[settings.schedule](fraction)
+            if fraction < settings.warm_up:
+                lr *= fraction / settings.warm_up
             for group in optimiser.param_groups:
                 group["lr"] = lr
             optimiser.zero_grad(set_to_none=True)
@@ -195,34 +221,29 @@ def _optimiser(method: nn.Module, settings: LoopSettings) -> torch.optim.Optimiz
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if settings.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=0.99, nesterov=True)
-    return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
+    kind = torch.optim.Adam if settings.optimiser == "adam" else torch.optim.AdamW
+    return kind(groups, lr=settings.lr, fused=True)
 
 
 def _fraction(step: int, seconds: float, steps: int | None, limit: float | None) -> float:
     return step / steps if steps else seconds / (limit or 1.0)
 
 
-def _batches(
-    method: Method, source: Callable[[int], Source], first: int, *, prefetch: bool
-) -> Iterator[tuple[int, Any]]:
+def _batches(draw: Callable[[int], Any], first: int, *, prefetch: bool) -> Iterator[tuple[int, Any]]:
     """Yield (step number, batch) from ``first`` on; with ``prefetch`` one batch is made ahead in a thread."""
     step = first
     if not prefetch:
         while True:
-            yield step, _batch_of(method, source, step)
+            yield step, draw(step)
             step += 1
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(_batch_of, method, source, first)
+        ahead = pool.submit(draw, first)
         while True:
             batch = ahead.result()
-            ahead = pool.submit(_batch_of, method, source, step + 1)
+            ahead = pool.submit(draw, step + 1)
             yield step, batch
             step += 1
-
-
-def _batch_of(method: Method, source: Callable[[int], Source], step: int) -> Any:
-    return method.batch(source(step))
 
 
 def _channels_last(batch: Any, memory_format: torch.memory_format) -> Any:

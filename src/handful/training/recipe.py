@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from handful import settings as settings_
 from handful.artefacts import read_yaml
@@ -11,10 +11,42 @@ from handful.data.augment.settings import AugmentSettings
 from handful.data.sampling import SamplingSettings
 from handful.errors import UsageError, nearest
 from handful.methods import load_method
+from handful.networks.presets import PRESETS
 from handful.training.loop import LoopSettings
 
-PARTS = ("method", "loop", "augment", "sampling")
+PARTS = ("method", "loop", "augment", "sampling", "network", "plan")
 """Sections of a recipe."""
+
+LENGTHS = ("steps", "epochs", "max_time_s")
+"""Ways to say how long; one at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings:
+    """Which network.
+
+    Attributes:
+        preset: a published one (``networks/presets.py``); None is the plan's U-Net.
+    """
+
+    preset: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.preset is not None and self.preset not in PRESETS:
+            raise UsageError(
+                f"there is no network preset '{self.preset}'; {nearest(self.preset, list(PRESETS))}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """What a recipe fixes of the plan; None leaves it to the data. See ``data.plan.Plan`` for the fields."""
+
+    dims: Literal[2, 3] | None = None
+    patch: tuple[int, ...] | None = None
+    spacing_mm: tuple[float | None, float | None, float | None] | None = None
+    batch: int | None = None
+    mirror: tuple[bool, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +59,8 @@ class Recipe:
         loop: length, optimiser, schedules.
         augment: ranges of the augmentation.
         sampling: how patches are chosen.
+        network: which network.
+        plan: what is fixed of the plan.
     """
 
     name: str
@@ -34,6 +68,8 @@ class Recipe:
     loop: LoopSettings
     augment: AugmentSettings
     sampling: SamplingSettings
+    network: NetworkSettings
+    plan: PlanSettings
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, as written to ``recipe.yaml``."""
@@ -73,15 +109,17 @@ def resolve(
         "loop": LoopSettings,
         "augment": AugmentSettings,
         "sampling": SamplingSettings,
+        "network": NetworkSettings,
+        "plan": PlanSettings,
     }
     options = over or {}
     if options.get("loop"):  # one way of saying how long replaces the other
-        for key in ("steps", "max_time_s"):
+        for key in LENGTHS:
             values.get("loop", {}).pop(key, None)
     values = settings_.merge(values, options)
     values = settings_.merge(values, settings_.parse_assignments(assignments))
     length = values.setdefault("loop", {})
-    if isinstance(length, dict) and length.get("steps") is None and length.get("max_time_s") is None:
+    if isinstance(length, dict) and all(length.get(key) is None for key in LENGTHS):
         length["steps"] = default_steps
     parts = {}
     where = f"recipe {file}" if file else "--set"

@@ -134,7 +134,7 @@ def train(
         "test": [case.name for case in selection.test],
         "seed": seed,
         "precision": exactness,
-        "plan": hash_of(read_yaml(plan)) if plan else None,
+        "plan_file": hash_of(read_yaml(plan)) if plan else None,
         "init": hash_of_file(weights_of(init)) if init else None,
     }
     if dry_run:

@@ -25,6 +25,11 @@ def cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
+def step(progress: float, *, drops: int = 3) -> float:
+    """Return 1, then a tenth as much after each of ``drops`` - 1 equal shares of the run (1, 0.1, 0.01)."""
+    return float(0.1 ** math.floor(min(progress, 1 - 1e-9) * drops))
+
+
 def constant(progress: float) -> float:
     """Return 1."""
     return 1.0
@@ -34,6 +39,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "one_cycle": one_cycle,
     "polynomial": polynomial,
     "cosine": cosine,
+    "step": step,
     "constant": constant,
 }
 
@@ -43,6 +49,8 @@ def ema_decay(step: int, gain: float, *, horizon: float) -> float:
 
     The average looks back over a share ``horizon`` of the run, however many steps that is, so short and long runs
     average alike: decay = exp(-gain / horizon). Early on it is held under (1 + n) / (10 + n), so that the random
-    starting weights are forgotten.
+    starting weights are forgotten. A horizon of 0 keeps no memory: decay 0.
     """
+    if horizon == 0:
+        return 0.0
     return min(math.exp(-gain / horizon), (1 + step) / (10 + step))
