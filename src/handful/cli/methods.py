@@ -17,6 +17,7 @@ class _Sheet(NamedTuple):
     """What a method's file says of itself."""
 
     name: str
+    kind: str
     does: str
     paper: str
     needs: list[str]
@@ -47,7 +48,8 @@ def methods(
         if json:
             say_json([sheet._asdict() for sheet in sheets])
         else:
-            table(("method", "does", "needs"), [(s.name, s.does, " + ".join(s.needs)) for s in sheets])
+            rows = [(s.name, s.kind, s.does, " + ".join(s.needs)) for s in sheets]
+            table(("method", "command", "does", "needs"), rows)
             next_command("handful", "methods", "NAME")
         return
 
@@ -60,7 +62,7 @@ def methods(
     say(f"{name}: {sheet.does}\n\nPaper: {sheet.paper}\nNeeds: {' and '.join(sheet.needs)}\n")
     table(("setting", "default", "why"), [(path, _written(default), why) for path, default, why in settings])
     next_command(
-        "handful", "train", "DATA", "--method", name, "--out", "RUN", "--set", f"{settings[0][0]}=VALUE"
+        "handful", sheet.kind, "DATA", "--method", name, "--out", "RUN", "--set", f"{settings[0][0]}=VALUE"
     )
 
 
@@ -77,9 +79,15 @@ def _read_sheet(path: Path, *, name: str | None = None) -> _Sheet:
         if isinstance(needs, ast.Call)
         else {}
     )
-    words = {"labels": "labelled cases", "unlabelled": "unlabelled cases"}
+    words = {
+        "labels": "labelled cases",
+        "optional_labels": "labelled cases if there are any",
+        "unlabelled": "unlabelled cases",
+    }
+    kind = declared.get("kind")
     return _Sheet(
         name=name or path.stem,
+        kind=ast.literal_eval(kind) if kind else "train",
         does=(ast.get_docstring(tree) or "").partition("\n")[0],
         paper=ast.literal_eval(paper) if paper else "",
         needs=[text for word, text in words.items() if wanted.get(word)],
