@@ -163,3 +163,21 @@ def test_smaller_patches_are_multiples_and_never_larger_than_planned() -> None:
     assert here.smaller(0.5, multiple=(8, 8, 8)).patch == (16, 32, 8)
     assert here.smaller(0.1, multiple=(8, 8, 4)).patch == (16, 16, 8)
     assert here.smaller(1.0, multiple=(8, 8, 8)).patch == here.patch
+
+
+def test_parts_are_equal_shares_of_the_places_along_the_slice_axis() -> None:
+    seen: dict[int, set[int]] = {}
+    for step in range(40):
+        drawn = source(step, patch=(10, 8), cases=2).draw_parts(2, 3)
+        assert torch.equal(drawn.case[:3], drawn.case[:1].expand(3))  # volume by volume
+        for case, slice_, part in zip(drawn.case, drawn.low[:, 0], [0, 1, 2] * 2):
+            if case == 1:  # 10 slices: 3, 3 and 4
+                seen.setdefault(part, set()).add(int(slice_))
+    assert seen == {0: {0, 1, 2}, 1: {3, 4, 5}, 2: {6, 7, 8, 9}}
+    deep = source(0, patch=(6, 10, 8), cases=1, unlabelled=[]).draw_parts(1, 4)  # 9 slices: 4 places for 6
+    assert deep.low[:, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_too_few_places_for_the_parts_are_said() -> None:
+    with pytest.raises(DataError, match="room for 4 patches of 6 slices one slice apart"):
+        source(0, cases=1, unlabelled=[]).draw_parts(1, 5)

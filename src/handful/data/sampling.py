@@ -162,6 +162,20 @@ class Source:
         """Draw ``count`` source boxes from all training cases, labels left out."""
         return self._draw([*self.labelled, *self.unlabelled], count, stream=stream, with_label=False)
 
+    def draw_parts(self, volumes: int, parts: int, *, stream: int = 2) -> Crops:
+        """Draw a box from each of ``parts`` equal parts along the slice axis of ``volumes`` of all training cases.
+
+        What is cut is the range of places a patch may have, so that every part has some; labels are left out.
+
+        Returns:
+            ``volumes * parts`` boxes, volume by volume: item i comes from part ``i % parts``.
+
+        Raises:
+            DataError: a volume has fewer places than parts along the slice axis.
+        """
+        every = [*self.labelled, *self.unlabelled]
+        return self._draw(every, volumes * parts, stream=stream, with_label=False, parts=parts)
+
     def view(
         self, crops: Crops, *, stream: int = 0, geometry: Geometry | None = None, intensity: bool = True
     ) -> View:
@@ -206,13 +220,15 @@ class Source:
         """Return a generator on the CPU for what a method draws besides patches and views: masks, noise, pairings."""
         return torch.Generator().manual_seed(self._seed("method", stream))
 
-    def _draw(self, cases: Sequence[StoredCase], count: int, *, stream: int, with_label: bool) -> Crops:
+    def _draw(
+        self, cases: Sequence[StoredCase], count: int, *, stream: int, with_label: bool, parts: int = 1
+    ) -> Crops:
         if not cases:
             raise DataError(
                 "there are no cases to draw from: this method needs cases this run does not have."
             )
         rng = np.random.default_rng(self._seed("draw", stream))
-        picks = self._pick_cases(len(cases), count, stream)
+        picks = self._pick_cases(len(cases), count // parts, stream).repeat(parts)
         # the same number of foreground-centred items every step, the fraction made up over steps
         forced = int((self.step + 1) * count * self.sampling.foreground) - int(
             self.step * count * self.sampling.foreground
@@ -224,7 +240,8 @@ class Source:
         for item, pick in enumerate(picks):
             case = cases[pick]
             extent = np.array(case.image.shape[1:])
-            centre = self._centre(case, extent, rng, on_foreground=with_label and item < forced)
+            part = (item % parts, parts)
+            centre = self._centre(case, extent, rng, on_foreground=with_label and item < forced, part=part)
             images.append(_box(case.image, centre, size))
             if with_label:
                 assert case.label is not None
@@ -259,12 +276,29 @@ class Source:
         return picks
 
     def _centre(
-        self, case: StoredCase, extent: np.ndarray, rng: np.random.Generator, *, on_foreground: bool
+        self,
+        case: StoredCase,
+        extent: np.ndarray,
+        rng: np.random.Generator,
+        *,
+        on_foreground: bool,
+        part: tuple[int, int],
     ) -> np.ndarray:
-        """Choose the centre voxel of a box: on foreground, or wherever the patch stays inside the volume."""
+        """Choose the centre voxel of a box: on foreground, or wherever the patch stays inside the volume.
+
+        Of the places along the slice axis only the ``part[0]``-th of ``part[1]`` equal parts is used.
+        """
         full = (1,) * (3 - len(self.patch)) + self.patch
         low = np.minimum(np.array(full) // 2, (extent - 1) // 2)
         high = np.maximum(extent - 1 - (np.array(full) - 1) // 2, low)
+        places, (number, parts) = int(high[0] - low[0]) + 1, part
+        if places < parts:
+            raise DataError(
+                f"{case.name} has room for {places} patches of {full[0]} slices one slice apart ({extent[0]} slices); "
+                f"{parts} partitions need as many. Use fewer partitions, or a smaller patch_share (3D)."
+            )
+        high[0] = low[0] + (number + 1) * places // parts - 1
+        low[0] += number * places // parts
         uniform = rng.integers(low, high + 1)
         if on_foreground and case.foreground:
             voxels = case.foreground[rng.integers(len(case.foreground))]
