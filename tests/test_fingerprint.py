@@ -12,8 +12,9 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from handful.data import fingerprint as module
 from handful.data.cases import Case, Dataset
-from handful.data.fingerprint import make_fingerprint, read_fingerprint, write_fingerprint
+from handful.data.fingerprint import PieceCount, make_fingerprint, read_fingerprint, write_fingerprint
 from handful.data.intensity import PERCENTILES, describe, thin
+from handful.data.plan import make_plan
 from handful.errors import DataError
 
 SHAPE, SPACING = (20, 15, 8), (1.0, 1.5, 4.0)
@@ -72,6 +73,70 @@ def test_boxes_in_closed_form(dataset):
     assert found.body[0].voxels == 3 * np.prod(SHAPE)
 
 
+def relabel(case: Case, *changes: tuple[tuple[int, int, int], int]) -> None:
+    """Change single voxels of a case's label file."""
+    image = nib.load(case.label)
+    array = np.asarray(image.dataobj).copy()
+    for place, value in changes:
+        array[place] = value
+    save(case.label, array, image.affine)
+
+
+def pieces(found) -> dict:
+    return {count.value: (count.cases, count.patients, count.whole) for count in found.pieces}
+
+
+def test_pieces_are_counted_by_hand(dataset):
+    everything = make_fingerprint(dataset, dataset.cases, [])
+    assert everything.pieces == tuple(
+        PieceCount(value=value, cases=3, patients=2, whole=whole)
+        for value, whole in ((2, 3), (5, 3), (None, 0))
+    )  # the two boxes do not touch
+    assert [entry.largest_piece for entry in everything.classes] == [1.0] * 6
+    # a second piece of one voxel is 1 of 49 of the flat box, 1 of 26 of the tall one
+    relabel(dataset.cases[0], ((0, 0, 0), 2))
+    # a voxel that touches by a corner belongs to it
+    relabel(dataset.cases[1], ((8, 9, 4), 2))
+    # nothing left of the tall box
+    relabel(dataset.cases[2], *(((x, 5, z), 0) for x in range(10, 15) for z in range(2, 7)))
+    found = make_fingerprint(dataset, dataset.cases, [])
+    assert pieces(found) == {2: (3, 2, 2), 5: (2, 1, 2), None: (3, 2, 1)}
+    shares = {(entry.case, entry.value): entry.largest_piece for entry in found.classes}
+    assert shares["case0", 2] == 48 / 49
+    assert shares["case1", 2] == 1
+
+
+def test_stray_voxels_are_tolerated_up_to_a_hundredth(dataset):
+    case = dataset.cases[0]
+    big = [((x, y, z), 2) for x in range(5) for y in range(4) for z in range(5)]  # 100 voxels
+    relabel(case, *(((x, y, z), 0) for x, y, z in np.ndindex(SHAPE)), *big[1:], ((19, 14, 7), 2))
+    assert pieces(make_fingerprint(dataset, [case], []))[2] == (1, 1, 1)
+    relabel(case, (big[1][0], 0))
+    assert pieces(make_fingerprint(dataset, [case], []))[2] == (1, 1, 0)
+
+
+def test_no_label_shows_no_piece(dataset):
+    assert pieces(make_fingerprint(dataset, [], dataset.cases)) == {
+        2: (0, 0, 0),
+        5: (0, 0, 0),
+        None: (0, 0, 0),
+    }
+
+
+def test_labels_outside_the_budget_do_not_change_the_flag(dataset):
+    budget = [dataset.cases[0], dataset.cases[2]]  # of two patients
+    flags = make_plan(make_fingerprint(dataset, budget, dataset.cases), dataset).one_piece
+    assert flags == (False, True, True)
+    relabel(dataset.cases[1], *(((x, 0, 0), 2 + 3 * (x % 4 == 0)) for x in range(0, 20, 2)))
+    assert make_plan(make_fingerprint(dataset, budget, dataset.cases), dataset).one_piece == flags
+    within = make_plan(make_fingerprint(dataset, dataset.cases, dataset.cases), dataset)
+    assert within.one_piece == (False, False, False)  # the same label counts inside the budget
+    dataset.cases[1].label.write_bytes(b"poison")
+    assert make_plan(make_fingerprint(dataset, budget, dataset.cases), dataset).one_piece == flags
+    one_patient = make_fingerprint(dataset, dataset.cases[:1], dataset.cases)
+    assert make_plan(one_patient, dataset).one_piece == (False, False, False)
+
+
 @pytest.mark.parametrize("orientation", ["LAS", "SPR", "ALI"])
 def test_the_orientation_of_the_file_does_not_matter(dataset, tmp_path, orientation):
     case = dataset.cases[0]
@@ -90,6 +155,7 @@ def test_the_orientation_of_the_file_does_not_matter(dataset, tmp_path, orientat
     for field in ("shape", "spacing_mm", "background"):
         assert getattr(found.cases[0], field) == getattr(expected.cases[0], field)
     assert found.classes == expected.classes
+    assert found.pieces == expected.pieces
 
 
 def test_labels_outside_the_budget_are_never_opened(dataset):
@@ -133,6 +199,7 @@ def test_ignored_voxels_are_no_foreground(dataset):
     ignoring = dataclasses.replace(dataset, label_names={0: "background", 2: "flat"}, ignore_value=5)
     found = make_fingerprint(ignoring, dataset.cases[:1], [])
     assert [entry.value for entry in found.classes] == [2]
+    assert pieces(found) == {2: (1, 1, 1), None: (1, 1, 1)}
     assert (found.foreground[0].voxels, found.foreground[0].mean) == (48, 100)
 
 

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from handful.data.cases import Case, Dataset
-from handful.data.fingerprint import CaseFingerprint, ClassFingerprint, Fingerprint, make_fingerprint
+from handful.data.fingerprint import (
+    CaseFingerprint,
+    ClassFingerprint,
+    Fingerprint,
+    PieceCount,
+    make_fingerprint,
+)
 from handful.data.intensity import describe
 from handful.data.mirror import mirror_axes
 from handful.data.plan import Normalisation, explain, make_plan, read_plan, write_plan
@@ -39,8 +45,9 @@ def fingerprint(
     places=None,
     channels=("MR",),
     foreground=NOTHING,
+    whole=(),
 ) -> Fingerprint:
-    """``places``: per patient, per class value, the centroid along R, A, S."""
+    """``places``: per patient, per class value, the centroid along R, A, S; ``whole``: per class, in how many of 3."""
     body = describe(RNG.normal(20, 100, 50_000))
     classes = [
         ClassFingerprint(
@@ -52,6 +59,7 @@ def fingerprint(
             centroid=tuple(centroid),
             low=(0, 0, 0),
             high=(1, 1, 1),
+            largest_piece=1.0,
             channels=(NOTHING,),
         )
         for index, (patient, structures) in enumerate(places or [])
@@ -74,6 +82,12 @@ def fingerprint(
             for index in range(cases)
         ),
         classes=tuple(classes),
+        pieces=tuple(
+            PieceCount(value=value, cases=3, patients=3, whole=n)
+            for value, n in [*enumerate(whole, start=1), (None, 3)]
+        )
+        if whole
+        else (PieceCount(value=None, cases=0, patients=0, whole=0),),
         foreground=(foreground,) * len(channels),
         body=(body,) * len(channels),
     )
@@ -251,13 +265,35 @@ def test_classes_are_the_data_sets_without_the_ignored():
 def test_every_decision_is_explained():
     plan = make_plan(fingerprint(), dataset())
     table = explain(plan)
-    assert len(table) == 9
+    assert len(table) == 10
     for what, value, why in table:
         assert what
         assert value
         assert why.endswith(".")
         assert why[0].isupper() or why[0] in "'0123456789"
     assert set(plan.reasons) <= {field.name for field in dataclasses.fields(plan)}
+
+
+def test_structures_that_are_one_piece():
+    plan = make_plan(fingerprint(whole=(3, 2, 3)), dataset(names=("a", "b", "tumour")))
+    assert plan.one_piece == (False, True, False, False)
+    assert ("one piece", "a") in [(what, value) for what, value, _ in explain(plan)]
+    nothing = make_plan(fingerprint(), dataset())
+    assert nothing.one_piece == (False, False)
+    assert nothing.reasons["one_piece"].startswith("No labelled patient")
+
+
+def test_a_plan_from_before_one_piece_keeps_every_piece(written):
+    plan, path = written
+    text = path.read_text(encoding="utf-8")
+    line = "one_piece: [false, false, false]\n"
+    assert line in text
+    path.write_text(text.replace(line, ""), encoding="utf-8")
+    old = read_plan(path)
+    assert old.one_piece == ()
+    assert {what: value for what, value, _ in explain(old)}["one piece"] == "none"
+    write_plan(path, old)
+    assert read_plan(path) == old == dataclasses.replace(plan, one_piece=())
 
 
 @pytest.fixture
@@ -307,6 +343,9 @@ def test_file_round_trip(written):
         ({"label_values": [0, 1, 1]}, "label_values holds 1 more than once"),
         ({"label_names": ["background", "a"]}, "3 label_values but 2 label_names"),
         ({"ignore_value": 2}, "also one of label_values"),
+        ({"one_piece": [False, True]}, "one_piece needs 3 flags.* found 2"),
+        ({"one_piece": [True, True, False]}, "one_piece of the background, the first flag, must be false"),
+        ({"one_piece": [False, "b", False]}, "one_piece"),
         ({"batch": 0}, "batch must be 1 or more"),
         ({"batch": "many"}, "batch"),
         ({"patch": None}, "patch missing"),
@@ -368,6 +407,7 @@ def test_plan_of_the_hippocampus(shared_data):
     assert plan.patch == (40, 56, 40)
     assert plan.mirror[1] is False
     assert plan.channels == (Normalisation(),)
+    assert plan.one_piece == (False, True, True)
 
 
 def test_plan_of_the_heart(shared_data):

@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from handful import artefacts
 from handful.data.cases import Case, Dataset
+from handful.data.connected import WHOLE, largest_share
 from handful.data.intensity import Intensities, background_value, describe, thin
 from handful.data.io import read_image, read_label
 from handful.data.resampling import grid_order, to_grid
@@ -67,6 +68,7 @@ class ClassFingerprint:
         centroid: along R, A, S, relative to the volume: 0 and 1 are the outer faces.
         low: where its bounding box begins, relative, along R, A, S.
         high: where its bounding box ends, relative, along R, A, S.
+        largest_piece: share of its voxels that its largest connected piece holds.
         channels: intensities inside it, per channel.
     """
 
@@ -78,7 +80,25 @@ class ClassFingerprint:
     centroid: tuple[float, float, float]
     low: tuple[float, float, float]
     high: tuple[float, float, float]
+    largest_piece: float
     channels: tuple[Intensities, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PieceCount:
+    """How often a structure is one connected piece in the labelled cases of the budget.
+
+    Attributes:
+        value: of the class in the label file; None is all foreground together.
+        cases: in how many labelled cases it is present.
+        patients: whose cases these are, in number.
+        whole: in how many of these cases its largest piece holds at least ``connected.WHOLE`` of its voxels.
+    """
+
+    value: int | None
+    cases: int
+    patients: int
+    whole: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +111,7 @@ class Fingerprint:
         labelled: names of the cases whose labels were read (the budget).
         cases: one entry an image.
         classes: one entry a structure that is present in a labelled case.
+        pieces: one entry a declared structure, present or not; all foreground together last.
         foreground: per channel, all labelled foreground voxels together (each case thinned to ``POOLED_PER_CASE``).
         body: per channel, all voxels above ``BODY_HU`` together (CT is windowed by these where labels are too few).
     """
@@ -100,6 +121,7 @@ class Fingerprint:
     labelled: tuple[str, ...]
     cases: tuple[CaseFingerprint, ...]
     classes: tuple[ClassFingerprint, ...]
+    pieces: tuple[PieceCount, ...]
     foreground: tuple[Intensities, ...]
     body: tuple[Intensities, ...]
 
@@ -139,6 +161,7 @@ def make_fingerprint(
         labelled=tuple(sorted(budget)),
         cases=tuple(one.fingerprint for one in seen),
         classes=tuple(entry for one in seen for entry in one.classes),
+        pieces=_count_pieces(seen, dataset),
         foreground=tuple(_pool([one.foreground[c] for one in seen]) for c in channels),
         body=tuple(_pool([one.body[c] for one in seen]) for c in channels),
     )
@@ -172,10 +195,15 @@ def read_fingerprint(path: Path) -> Fingerprint:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What one case gives; ``foreground`` and ``body`` are thinned values of each channel."""
+    """What one case gives.
+
+    ``foreground`` and ``body`` are thinned values of each channel; ``largest_piece`` is the share of all foreground
+    that its largest piece holds, None where there is none.
+    """
 
     fingerprint: CaseFingerprint
     classes: tuple[ClassFingerprint, ...]
+    largest_piece: float | None
     foreground: list[tuple[NDArray[Any], int]]
     body: list[tuple[NDArray[Any], int]]
 
@@ -202,7 +230,7 @@ def _look_at(case: Case, dataset: Dataset, *, with_label: bool) -> _Seen:
     body = [_thinned(channel[channel > BODY_HU]) for channel in voxels]
     nothing = (voxels[0, :0].ravel(), 0)
     if not with_label:
-        return _Seen(fingerprint, (), [nothing] * len(voxels), body)
+        return _Seen(fingerprint, (), None, [nothing] * len(voxels), body)
     if case.label is None:
         raise DataError(f"case {case.name} is in the budget of labelled cases but has no label file.")
     label = read_label(case.label)
@@ -217,7 +245,9 @@ def _look_at(case: Case, dataset: Dataset, *, with_label: bool) -> _Seen:
     inside = values != 0
     if dataset.ignore_value is not None:
         inside &= values != dataset.ignore_value
-    return _Seen(fingerprint, classes, [_thinned(channel[inside]) for channel in voxels], body)
+    box = next(iter(ndimage.find_objects(inside.view(np.uint8))), None)
+    largest = None if box is None else largest_share(inside[box])
+    return _Seen(fingerprint, classes, largest, [_thinned(channel[inside]) for channel in voxels], body)
 
 
 def _classes(
@@ -228,7 +258,7 @@ def _classes(
     dataset: Dataset,
 ) -> list[ClassFingerprint]:
     """Describe every declared structure that is present, background and ignored voxels aside."""
-    known = sorted(value for value in dataset.label_names if value not in (0, dataset.ignore_value))
+    known = _structures(dataset)
     indices = np.zeros(values.shape, np.int32)
     for index, value in enumerate(known, start=1):
         indices[values == value] = index
@@ -256,10 +286,36 @@ def _classes(
                 centroid=(centroid[0], centroid[1], centroid[2]),
                 low=(low[0], low[1], low[2]),
                 high=(high[0], high[1], high[2]),
+                largest_piece=largest_share(mask),
                 channels=tuple(describe(channel[box][mask]) for channel in voxels),
             )
         )
     return result
+
+
+def _structures(dataset: Dataset) -> list[int]:
+    """Return the declared label values, background and ignored voxels aside."""
+    return sorted(value for value in dataset.label_names if value not in (0, dataset.ignore_value))
+
+
+def _count_pieces(seen: Sequence[_Seen], dataset: Dataset) -> tuple[PieceCount, ...]:
+    """Count, per structure and for all foreground together, the cases where it is one piece."""
+    shares: dict[int | None, list[tuple[str, float]]] = {value: [] for value in _structures(dataset)}
+    shares[None] = []
+    for one in seen:
+        for entry in one.classes:
+            shares[entry.value].append((entry.patient, entry.largest_piece))
+        if one.largest_piece is not None:
+            shares[None].append((one.fingerprint.patient, one.largest_piece))
+    return tuple(
+        PieceCount(
+            value=value,
+            cases=len(found),
+            patients=len({patient for patient, _ in found}),
+            whole=sum(share >= WHOLE for _, share in found),
+        )
+        for value, found in shares.items()
+    )
 
 
 def _refuse_undeclared(

@@ -90,6 +90,7 @@ class Plan:
         label_names: name of each class index.
         ignore_value: value in the files that means "no label here", or None.
         mirror: whether each axis of the patch may be mirrored in augmentation.
+        one_piece: whether predictions keep only the largest piece of each class index, background's False; empty: none.
         network: sizes of the built-in U-Net.
         reasons: field name -> one sentence why it was decided so; shown to the user.
         dataset: name of the data set.
@@ -107,6 +108,7 @@ class Plan:
     label_names: tuple[str, ...]
     ignore_value: int | None = None
     mirror: tuple[bool, ...]
+    one_piece: tuple[bool, ...] = ()
     network: NetworkPlan
     reasons: dict[str, str] = field(default_factory=dict)
     dataset: str = ""
@@ -174,6 +176,7 @@ def make_plan(
     )
     channels = _normalisations(fingerprint, reasons)
     mirror = _choose_mirror(fingerprint, dataset, axes[3 - chosen :], reasons)
+    one_piece = _choose_one_piece(fingerprint, dataset, values, reasons)
     return Plan(
         dims=chosen,
         axes=axes,
@@ -185,6 +188,7 @@ def make_plan(
         label_names=names,
         ignore_value=dataset.ignore_value,
         mirror=mirror,
+        one_piece=one_piece,
         network=NetworkPlan(
             widths=fit.widths,
             strides=fit.strides,
@@ -240,6 +244,7 @@ def explain(plan: Plan) -> list[tuple[str, str, str]]:
     spacing = " x ".join("own" if mm is None else f"{mm:g}" for mm in plan.spacing_mm)
     mirrored = [AXIS_NAMES[axis] for axis, allowed in zip(plan.axes[3 - plan.dims :], plan.mirror) if allowed]
     classes = ", ".join(f"{value} {name}" for value, name in zip(plan.label_values, plan.label_names))
+    whole = [name for name, flag in zip(plan.label_names, plan.one_piece) if flag]
     values = {
         "dims": f"{plan.dims}D",
         "axes": "D, H, W = " + ", ".join(AXIS_NAMES[axis] for axis in plan.axes),
@@ -249,6 +254,7 @@ def explain(plan: Plan) -> list[tuple[str, str, str]]:
         "channels": "; ".join(_describe(channel) for channel in plan.channels),
         "label_values": classes + ("" if plan.ignore_value is None else f"; {plan.ignore_value} ignored"),
         "mirror": ", ".join(mirrored) or "none",
+        "one_piece": ", ".join(whole) or "none",
         "network": f"{network.kind} U-Net, {network.norm} norm, {'-'.join(map(str, network.widths))}",
     }
     return [(_TITLES[name], value, plan.reasons.get(name, "")) for name, value in values.items()]
@@ -263,6 +269,7 @@ _TITLES = {
     "channels": "intensities",
     "label_values": "classes",
     "mirror": "mirroring",
+    "one_piece": "one piece",
     "network": "network",
 }
 
@@ -277,6 +284,7 @@ _MEANING = {
     "label_names": "Name of each class, in the same order.",
     "ignore_value": "Value in the label files that means 'not labelled here', or null.",
     "mirror": "Whether augmentation may mirror each axis of the patch.",
+    "one_piece": "Whether predictions keep only the largest piece of each class (background: false); [] is none.",
     "network": "The U-Net: channels of each level (finest first), strides between levels, kernel of each level.",
     "reasons": "Why; shown by 'handful plan' and in the report.",
     "dataset": "What this plan was made for.",
@@ -412,6 +420,17 @@ def _choose_mirror(
     why = "; ".join(f"{AXIS_NAMES[axis]} {decisions[axis].why}" for axis in axes)
     reasons["mirror"] = why[0].upper() + why[1:] + "."
     return tuple(decisions[axis].allowed for axis in axes)
+
+
+def _choose_one_piece(
+    fingerprint: "Fingerprint", dataset: "Dataset", values: Sequence[int], reasons: dict[str, str]
+) -> tuple[bool, ...]:
+    from handful.data.one_piece import choose_one_piece
+
+    flags, reasons["one_piece"] = choose_one_piece(
+        fingerprint, dataset.label_names, ignore_value=dataset.ignore_value
+    )
+    return tuple(flags.get(value, False) for value in values)
 
 
 def _describe(channel: Normalisation) -> str:

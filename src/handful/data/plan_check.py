@@ -82,4 +82,11 @@ def _check_labels(plan: "Plan") -> list[str]:
         wrong.append(f"label_values needs 2 to {LAST_CLASS + 1} classes, background first")
     if plan.ignore_value is not None and plan.ignore_value in plan.label_values:
         wrong.append(f"ignore_value {plan.ignore_value} is also one of label_values")
+    if plan.one_piece and len(plan.one_piece) != len(plan.label_values):
+        wrong.append(
+            f"one_piece needs {len(plan.label_values)} flags, one a class (background false), or none, found "
+            f"{len(plan.one_piece)}"
+        )
+    elif plan.one_piece and plan.one_piece[0]:
+        wrong.append("one_piece of the background, the first flag, must be false")
     return wrong
