@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from handful.artefacts import read_json, write_json
+from handful.cli.main import main
+from handful.data.connected import find_pieces
 from handful.data.io import read_label, read_label_names, write_label
 from handful.data.plan import NetworkPlan, Normalisation, Plan
 from handful.data.preprocess import restore_labels
@@ -139,6 +141,97 @@ def test_runs_vote_also_on_different_grids(tmp_path: Path) -> None:
     # the second member never says "bright"
     mixed, own = (nib.load(file).get_fdata() for file in (p.probabilities, alone.probabilities))
     np.testing.assert_allclose(mixed[..., 1], own[..., 1] / 2, atol=1e-3)
+
+
+def islands(shape: Sequence[int] = (12, 17, 10)) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """A dim image with a bright box and two bright islands; and where the box is."""
+    image, box = noise(10, shape) / 4, np.zeros(shape, bool)
+    box[3:8, 4:10, 2:9] = True
+    image[box] = 90
+    image[0, 0, 0] = image[10:, 13:15, 4] = 80
+    return image, box
+
+
+ONE_PIECE = replace(PLAN, one_piece=(False, True))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("name", AFFINES)
+def test_a_structure_of_one_piece_stays_one(dims: Literal[2, 3], name: str, tmp_path: Path) -> None:
+    """Whether by slices or volumes: pieces are those of the volume, and only label maps lose theirs."""
+    plan = replace(ONE_PIECE, dims=dims, patch=PLAN.patch[-dims:], mirror=(False,) * dims)
+    run, (array, box) = make_run(tmp_path / "run", plan), islands()
+    image = save(tmp_path / "a.nii.gz", array, AFFINES[name])
+    (one,), (every,) = (
+        predict(
+            run, image, tmp_path / f"{keep}", all_pieces=keep, probabilities=True, uncertainty=True, device="cpu"
+        )
+        for keep in (False, True)
+    )  # fmt: skip
+    for p, expected in ((one, box), (every, array > 50)):
+        np.testing.assert_array_equal(nib.load(p.label).get_fdata(), 7 * expected)
+    for file in ("probabilities", "uncertainty"):
+        same = [np.asarray(nib.load(getattr(p, file)).dataobj) for p in (one, every)]
+        assert same[0].tobytes() == same[1].tobytes()
+
+
+def test_pieces_survive_resampling(tmp_path: Path) -> None:
+    """On a coarser plan the islands are lost there, and do not come back on the file's grid."""
+    run, (array, _) = make_run(tmp_path / "run", replace(ONE_PIECE, spacing_mm=(2.0, 1.4, 1.5))), islands()
+    image = save(tmp_path / "a.nii.gz", array)
+    counts = []
+    for keep in (False, True):
+        (p,) = predict(run, image, tmp_path / f"{keep}", all_pieces=keep, device="cpu")
+        counts.append(len(find_pieces(nib.load(p.label).get_fdata() > 0)[1]))
+    assert counts[0] == 1 < counts[1]
+
+
+def test_runs_must_agree_that_a_structure_is_one_piece(tmp_path: Path) -> None:
+    array, box = islands()
+    image = save(tmp_path / "a.nii.gz", array)
+    says = [make_run(tmp_path / f"says{t}", ONE_PIECE, threshold=t) for t in (40, 50)]
+    silent = make_run(tmp_path / "silent", PLAN)
+    denies = make_run(tmp_path / "denies", replace(PLAN, one_piece=(False, False)))
+    other_grid = make_run(tmp_path / "grid", replace(ONE_PIECE, axes=(0, 1, 2)))
+    for number, (runs, expected) in enumerate(
+        [
+            (says, box), ([says[0], silent], array > 50), ([denies, says[0]], array > 50),
+            ([says[0], other_grid], box), ([other_grid, silent], array > 50),
+        ]
+    ):  # fmt: skip
+        (p,) = predict(runs, image, tmp_path / f"o{number}", probabilities=True, device="cpu")
+        np.testing.assert_array_equal(nib.load(p.label).get_fdata(), 7 * expected)
+        assert p.probabilities is not None
+        np.testing.assert_array_equal(nib.load(p.probabilities).get_fdata().argmax(-1), array > 50)
+
+
+def test_predictions_with_and_without_islands_do_not_mix(tmp_path: Path) -> None:
+    run, out = make_run(tmp_path / "run", ONE_PIECE), tmp_path / "out"
+    for name in "ab":
+        save(tmp_path / "images" / f"{name}.nii.gz", islands()[0])
+    first = tmp_path / "images" / "a.nii.gz"
+    predict(run, first, out, device="cpu")
+    assert read_json(out / "predictions.json")["made_by"]["one_piece"] == ["bright"]
+    with pytest.raises(UsageError, match="with other weights or settings"):
+        predict(run, tmp_path / "images", out, all_pieces=True, device="cpu")
+    predict(run, first, out, all_pieces=True, overwrite=True, device="cpu")
+    record = read_json(out / "predictions.json")
+    assert record["made_by"].pop("one_piece") == []
+    write_json(out / "predictions.json", record)  # as before there was the choice: every piece was kept
+    with pytest.raises(UsageError, match="with other weights or settings"):
+        predict(run, tmp_path / "images", out, device="cpu")
+    again = predict(run, tmp_path / "images", out, all_pieces=True, device="cpu")
+    assert [p.status for p in again] == ["kept", "written"]
+
+
+def test_the_command_keeps_all_pieces_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, (array, box) = make_run(tmp_path / "run", ONE_PIECE), islands()
+    image = save(tmp_path / "a.nii.gz", array)
+    for words, expected in (([], box), (["--all-pieces"], array > 50)):
+        out = tmp_path / f"out{len(words)}"
+        assert main(["predict", str(run), str(image), "--out", str(out), "--device", "cpu", *words]) == 0
+        np.testing.assert_array_equal(nib.load(out / "a.nii.gz").get_fdata(), 7 * expected)
+    capsys.readouterr()
 
 
 def test_one_damaged_file_costs_no_other(tmp_path: Path) -> None:

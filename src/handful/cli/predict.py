@@ -25,6 +25,10 @@ def predict(
     tta: Annotated[
         bool, typer.Option("--tta", help="Average over mirrored and rotated copies; slower.")
     ] = False,
+    all_pieces: Annotated[
+        bool,
+        typer.Option("--all-pieces", help="Keep every piece of structures the plan calls one piece."),
+    ] = False,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write a map for each class.")
     ] = False,
@@ -45,6 +49,7 @@ def predict(
             images,
             out,
             tta=tta,
+            all_pieces=all_pieces,
             probabilities=probabilities,
             uncertainty=uncertainty,
             held_out_only=held_out,

@@ -23,11 +23,12 @@ from handful.data.discover import open_dataset
 from handful.data.io import read_image, write_float, write_label
 from handful.data.plan import Plan
 from handful.data.preprocess import Prepared, prepare, restore, restore_labels
-from handful.data.resampling import grid_order
+from handful.data.resampling import grid_order, resampled_argmax
 from handful.data.volume import Volume, times
 from handful.errors import DataError, HandfulError, RunError, UsageError
 from handful.inference.images import find_images, is_dataset
 from handful.inference.model import Model, load_model
+from handful.inference.pieces import keep_largest_pieces
 from handful.inference.tta import entropy
 
 RECORD = "predictions.json"
@@ -72,6 +73,7 @@ def predict(
     out: Path | str,
     *,
     tta: bool = False,
+    all_pieces: bool = False,
     probabilities: bool = False,
     uncertainty: bool = False,
     held_out_only: bool = False,
@@ -90,7 +92,9 @@ def predict(
         images: a file, a folder of files, a data set or a CSV manifest (see ``find_images``).
         out: folder for the label maps and ``predictions.json``.
         tta: average over transformed copies of each image; slower.
-        probabilities: also write ``<case>_probabilities.nii.gz``, one volume a class.
+        all_pieces: keep every piece of every structure. Otherwise classes that every run's plan flags (``one_piece``)
+            keep their largest piece only.
+        probabilities: also write ``<case>_probabilities.nii.gz``, one volume a class, pieces or not.
         uncertainty: also write ``<case>_uncertainty.nii.gz``, in [0, 1].
         held_out_only: only the cases that every run set aside as test (its ``splits.json``); ``images`` is a data set.
         only: names of the cases to predict; ``images`` is a data set. None: all.
@@ -132,7 +136,8 @@ def predict(
     todo = [
         case for case in cases if overwrite or not all(file.is_file() for file in _files(results[case.name]))
     ]
-    record = _Record(out, models, tta=tta)
+    one_piece = () if all_pieces else _agreed_pieces(models)
+    record = _Record(out, models, tta=tta, one_piece=one_piece)
     record.start(cases, keeps=[case.name for case in cases if case not in todo], overwrite=overwrite)
     done = len(cases) - len(todo)
     progress("predicting", done, len(cases))
@@ -147,7 +152,7 @@ def predict(
             try:
                 image, prepared = loaded.result()
                 doubts = _doubts(case, image, models[0].plan)
-                outputs = _compute(models, prepared, result, tta=tta, scratch=out)
+                outputs = _compute(models, prepared, result, tta=tta, one_piece=one_piece, scratch=out)
             except RunError:  # the disk is full: nothing more can be written
                 raise
             except (MemoryError, torch.OutOfMemoryError):
@@ -189,7 +194,13 @@ class _Outputs:
 
 
 def _compute(
-    models: Sequence[Model], prepared: Sequence[Prepared], wanted: Prediction, *, tta: bool, scratch: Path
+    models: Sequence[Model],
+    prepared: Sequence[Prepared],
+    wanted: Prediction,
+    *,
+    tta: bool,
+    one_piece: Sequence[bool],
+    scratch: Path,
 ) -> _Outputs:
     """Predict one case by every model and bring the average to the file's grid."""
     geometry, plan = prepared[0].geometry, models[0].plan
@@ -205,18 +216,25 @@ def _compute(
             total = member
         else:
             total += member
+        del member  # one copy of the probabilities less
     assert total is not None
     if len(models) > 1:
         total /= len(models)
     doubt = entropy(total) if wanted.uncertainty else None
     if one_grid:
+        soft = restore(total, geometry, plan) if wanted.probabilities else None
+        keep_largest_pieces(total, one_piece)
         return _Outputs(
             restore_labels(total, geometry, plan),
-            restore(total, geometry, plan) if wanted.probabilities else None,
+            soft,
             None if doubt is None else restore(doubt, geometry, plan),
         )
-    label = np.asarray(plan.label_values)[total.argmax(0)]
-    return _Outputs(label, total if wanted.probabilities else None, doubt)
+    soft = total if wanted.probabilities else None
+    if soft is not None and any(one_piece):
+        total = soft.copy()  # the pieces are taken from the label map, not from the probabilities
+    keep_largest_pieces(total, one_piece)
+    winner = resampled_argmax(total, total.shape[1:])  # equals are decided as on the plan's grid
+    return _Outputs(np.asarray(plan.label_values)[winner], soft, doubt)
 
 
 def _write(case: Case, result: Prediction, outputs: _Outputs, model: Model) -> None:
@@ -290,9 +308,13 @@ def _doubts(case: Case, image: Volume, plan: Plan) -> tuple[str, ...]:
 class _Record:
     """The file that says what a folder of predictions is: which weights made it, which cases were asked for."""
 
-    def __init__(self, out: Path, models: Sequence[Model], *, tta: bool) -> None:
+    def __init__(self, out: Path, models: Sequence[Model], *, tta: bool, one_piece: Sequence[bool]) -> None:
         self.path = out / RECORD
-        self.made_by = {"weights": [model.weights_hash for model in models], "tta": tta}
+        self.made_by = {
+            "weights": [model.weights_hash for model in models],
+            "tta": tta,
+            "one_piece": [name for name, flag in zip(models[0].plan.label_names, one_piece) if flag],
+        }
         self.runs = [str(model.run) for model in models]
         self.cases: dict[str, dict[str, Any]] = {}
 
@@ -300,7 +322,8 @@ class _Record:
         """Refuse to mix with other models' results; then write down what is asked for."""
         before = read_json(self.path) if self.path.is_file() else None
         if before is not None:
-            same = before["made_by"] == self.made_by
+            # a record without the key is older than the choice: every piece was kept
+            same = {"one_piece": [], **before["made_by"]} == self.made_by
             if keeps and not same and not overwrite:
                 raise UsageError(
                     f"{self.path.parent} holds predictions of {', '.join(before['runs'])} with other weights or "
@@ -373,6 +396,11 @@ def _check_agreement(models: Sequence[Model]) -> None:
             raise UsageError(
                 f"{first.run} and {model.run} expect different numbers of channels; predict with each alone."
             )
+
+
+def _agreed_pieces(models: Sequence[Model]) -> tuple[bool, ...]:
+    """Return which classes every run's plan calls one piece; empty if one of them says nothing about it."""
+    return tuple(all(flags) for flags in zip(*(model.plan.one_piece for model in models)))
 
 
 def _held_out(images: Path, models: Sequence[Model]) -> list[Case]:
