@@ -371,3 +371,13 @@ def test_positions_along_several_axes_are_near_only_where_every_axis_is() -> Non
     one = positional_contrast(z, place[:, :1], threshold=0.1, temperature=0.2)
     assert torch.equal(one, positional_contrast(z, place[:, 0], threshold=0.1, temperature=0.2))
     assert not torch.allclose(one, apart)
+
+
+def test_related_slices_of_other_partitions_are_no_negatives() -> None:
+    z, partition = random_views(4, 2, 6, seed=5), torch.tensor([1, 1, 2, 3])
+    related = torch.zeros(4, 4, dtype=torch.bool)
+    related[0, 1] = related[1, 0] = True  # of one partition: still positives
+    related[:3, 3] = related[3, :3] = True  # the fourth is left with its own other view: a cost of 0
+    loss = partition_contrast(z, partition, temperature=0.3, related=related)
+    fewer = partition_contrast(z[:3], partition[:3], temperature=0.3)
+    assert torch.allclose(loss * 8, fewer * 6)

@@ -153,5 +153,32 @@ def test_bad_input_is_said() -> None:
         global_contrast(z, temperature=0)
     with pytest.raises(ValueError, match="neighbours must be"):
         local_contrast(z, z, torch.zeros(5, 2, dtype=torch.int64))
-    with pytest.raises(ValueError, match="too small"):
-        region_corners((7, 30))
+    with pytest.raises(ValueError, match=r"related must be \(4, 4\)"):
+        global_contrast(z, related=torch.zeros(3, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="too small for regions of 3"):
+        region_corners((2, 30))
+    with pytest.raises(ValueError, match="room for 1 regions"):
+        region_corners((4, 4))
+
+
+def test_regions_of_volumes_and_of_short_axes() -> None:
+    corners = region_corners((12, 20, 16))
+    assert corners.shape == (35, 3)
+    assert corners[-1].tolist() == [6, 12, 9]  # three quarters of 8, 16 and 12
+    flat = region_corners((3, 20, 16))  # a map of three slices: as in 2D
+    assert flat[:, 0].tolist() == [0] * 13
+    assert torch.equal(flat[:, 1:], region_corners((20, 16)))
+    short = region_corners((8, 6))
+    assert len({tuple(corner) for corner in short.tolist()}) == len(short) == 13
+    assert regions(torch.zeros(1, 2, 12, 20, 16), corners).shape == (1, 35, 2 * 27)
+
+
+def test_related_items_are_no_negatives() -> None:
+    """Leaving out the items of one other partition is the same as not having them."""
+    z, partition = embeddings(4, 2, 3), torch.tensor([0, 1, 2, 3])
+    related = torch.zeros(4, 4, dtype=torch.bool)
+    related[:3, 3] = related[3, :3] = True
+    fewer = (
+        global_contrast(z[:3], partition[:3]) * 6
+    )  # sums: the fourth item has no negatives left and adds 0
+    assert torch.allclose(global_contrast(z, partition, related=related) * 8, fewer)

@@ -159,7 +159,9 @@ def positional_contrast(
     return info_nce(_view_by_view(z), near, temperature=temperature, left_out=left_out)
 
 
-def partition_contrast(z: Tensor, partition: Tensor, *, temperature: float) -> Tensor:
+def partition_contrast(
+    z: Tensor, partition: Tensor, *, temperature: float, related: Tensor | None = None
+) -> Tensor:
     """Return GCL's global loss as PCL and SSCL use it: slices of the same partition of their volumes are positives.
 
     ``info_nce`` over all B V views. This is the later re-implementation (mean over all samples of the partition, all
@@ -169,6 +171,7 @@ def partition_contrast(z: Tensor, partition: Tensor, *, temperature: float) -> T
         z: (B, V, E) embeddings of V views of B images, of any length.
         partition: (B,) the number of each image's partition, see ``partition_of_slices``.
         temperature: positive; 0.1 in the papers.
+        related: (B, B) bool: images that show the same tissue and so are never each other's negatives; none when None.
 
     Raises:
         ValueError: as ``info_nce``; partitions that do not fit.
@@ -184,7 +187,8 @@ def partition_contrast(z: Tensor, partition: Tensor, *, temperature: float) -> T
     if partition.ndim != 1:
         raise ValueError(f"partition must have shape ({len(z)},), found {tuple(partition.shape)}.")
     part = _per_image(z, partition, name="partition").repeat(z.shape[1])
-    return info_nce(_view_by_view(z), part[:, None] == part, temperature=temperature)
+    left_out = None if related is None else related.to(z.device).repeat(z.shape[1], z.shape[1])
+    return info_nce(_view_by_view(z), part[:, None] == part, temperature=temperature, left_out=left_out)
 
 
 def relative_position(slices: int) -> Tensor:

@@ -12,7 +12,8 @@ References:
 """
 
 import math
-from itertools import combinations
+from collections.abc import Sequence
+from itertools import combinations, product
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ def global_contrast(
     partition: Tensor | None = None,
     *,
     partner: Tensor | None = None,
+    related: Tensor | None = None,
     temperature: float = 0.1,
 ) -> Tensor:
     """Return the sum of l(a, b) over positive pairs in both orders, divided by the number of embeddings.
@@ -44,6 +46,8 @@ def global_contrast(
         z: (B, V, E), normalised inside.
         partition: (B,) integers, or None.
         partner: (B,) index of a slice of the same partition in another volume, -1 for none; needs a partition.
+        related: (B, B) bool: items that show the same tissue (patches that overlap) and so are never each other's
+            negatives; none when None.
         temperature: 0.1.
 
     Raises:
@@ -79,7 +83,12 @@ def global_contrast(
     kind = partition.to(z.device).repeat_interleave(views)
     with torch.autocast(z.device.type, enabled=False):
         logits = flat @ flat.T / temperature
-    away = logits.masked_fill(kind[:, None] == kind, -math.inf).logsumexp(1)
+    left_out = kind[:, None] == kind
+    if related is not None:
+        if related.shape != (batch, batch):
+            raise ValueError(f"related must be ({batch}, {batch}), found {tuple(related.shape)}.")
+        left_out |= related.to(z.device).repeat_interleave(views, 0).repeat_interleave(views, 1)
+    away = logits.masked_fill(left_out, -math.inf).logsumexp(1)
     near = logits[every[:, 0], every[:, 1]]
     return F.softplus(away[every[:, 0]] - near).sum() / len(flat)
 
@@ -127,18 +136,30 @@ def regions(maps: Tensor, corners: Tensor, *, size: int = 3) -> Tensor:
     return torch.stack(found, 1)
 
 
-def region_corners(size: tuple[int, int], *, region: int = 3) -> Tensor:
-    """Return the (13, 2) corners of the fixed regions: a 3 x 3 grid over the map and its four quarter points.
+def region_corners(size: Sequence[int], *, region: int = 3) -> Tensor:
+    """Return the (R, axes) corners of the fixed regions: three places an axis, and the quarter points between them.
+
+    13 regions in 2D, as released; 35 in 3D. Places that coincide on a short axis are named once: fewer regions.
 
     Raises:
-        ValueError: a map with less than four places an axis for a region.
+        ValueError: an axis shorter than a region, or fewer than six regions, which leaves none to compare with.
+
+    Example:
+        >>> region_corners((48, 48)).shape, region_corners((8, 12, 20)).shape
+        (torch.Size([13, 2]), torch.Size([35, 3]))
     """
-    last = [length - region - 1 for length in size]  # as released: the last row and column stay empty
-    if min(last) < 4:
-        raise ValueError(f"a map of {size} is too small for 13 regions of {region} pixels.")
-    grid = [(y * last[0] // 2, x * last[1] // 2) for y in range(3) for x in range(3)]
-    quarters = [(y * last[0] // 4, x * last[1] // 4) for y in (1, 3) for x in (1, 3)]
-    return torch.tensor(grid + quarters)
+    if min(size) < region:
+        raise ValueError(f"a map of {tuple(size)} is too small for regions of {region} pixels a side.")
+    last = [max(length - region - 1, 0) for length in size]  # as released: the last row and column stay empty
+    grid = product(*((0, end // 2, end) for end in last))
+    quarters = product(*((end // 4, 3 * end // 4) for end in last))
+    corners = list(dict.fromkeys((*grid, *quarters)))
+    if len(corners) < 6:
+        raise ValueError(
+            f"a map of {tuple(size)} is too small: it has room for {len(corners)} regions of {region} pixels a side, "
+            "at least 6 are needed."
+        )
+    return torch.tensor(corners)
 
 
 def nearest_regions(corners: Tensor, count: int = 5) -> Tensor:
