@@ -112,6 +112,27 @@ def test_overlapping_patches() -> None:
     assert found == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
 
 
+def test_related_patches_are_no_negatives_of_a_mixture() -> None:
+    first, second, _ = case()
+    query, keys, extra = first[:3], second[:3], second[3:5]
+    partner = torch.tensor([1, 0, 1])
+    related = torch.eye(3, dtype=torch.bool)
+    related[0, 2] = related[2, 0] = True
+    loss = mixed_identity(query, torch.cat([keys, extra]), partner, weight=0.7, related=related)
+    # by hand: the third key is out for 0 (related to it) and for 1 (related to its partner); for 2 only itself, its
+    # partner and what follows the batch are left
+    cosine = F.normalize(query, dim=1) @ F.normalize(torch.cat([keys, extra]), dim=1).T / 0.2
+    kept = [[0, 1, 3, 4], [0, 1, 3, 4], [1, 2, 3, 4]]
+    terms = [
+        0.7 * (torch.logsumexp(cosine[i, kept[i]], 0) - cosine[i, i])
+        + 0.3 * (torch.logsumexp(cosine[i, kept[i]], 0) - cosine[i, partner[i]])
+        for i in range(3)
+    ]
+    assert loss.item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-9)
+    alone = mixed_identity(query, keys, partner, weight=0.7, related=torch.eye(3, dtype=torch.bool))
+    assert alone.item() == pytest.approx(mixed_identity(query, keys, partner, weight=0.7).item(), rel=1e-12)
+
+
 def test_mixing_with_weight_one_is_plain() -> None:
     first, second, label = case()
     partner = torch.arange(12).roll(1)

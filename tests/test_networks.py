@@ -15,6 +15,7 @@ from handful.errors import UsageError
 from handful.networks.blocks import InstanceNorm
 from handful.networks.build import build_network, unet_architecture
 from handful.networks.heads import PixelHead, PyramidHead, VectorHead
+from handful.networks.parts import head_of
 from handful.networks.presets import PRESETS, preset
 from handful.networks.unet import UNet
 from handful.networks.vnet import VNet
@@ -355,6 +356,20 @@ def test_an_architecture_survives_json() -> None:
 def test_presets_build_in_other_dimensions() -> None:
     net = build_network({"name": "preset:mona", "in_channels": 1, "classes": 2, "dims": 3})
     assert net(torch.zeros(1, 1, 16, 32, 16)).shape == (1, 2, 16, 32, 16)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_the_head_is_what_turns_the_finest_decoder_map_into_logits(name: str) -> None:
+    net = preset(name, in_channels=1, classes=5, dims=2).eval()
+    image = torch.randn(1, 1, 16, 32)
+    head, classes = head_of(net)
+    assert classes == 5
+    assert torch.equal(head(net.decoder(net.encoder(image))[0]), net(image))
+
+
+def test_a_network_without_a_head_is_refused() -> None:
+    with pytest.raises(UsageError, match="Linear has not got it"):
+        head_of(nn.Linear(2, 3))
 
 
 def test_any_module_is_found_by_its_dotted_name() -> None:

@@ -137,6 +137,38 @@ def test_a_view_of_the_same_geometry_sees_the_same_pixels(patch: tuple[int, ...]
 
 
 @pytest.mark.parametrize("patch", [(6, 10, 8), (10, 8)])
+def test_recolouring_moves_no_pixel_and_is_drawn_by_stream(patch: tuple[int, ...]) -> None:
+    here = source(2, patch=patch)
+    clean = here.view(here.draw_labelled(4), intensity=False)
+    first, again, other = (here.recolour(clean, stream=stream) for stream in (0, 0, 1))
+    assert torch.equal(first.image, again.image)
+    assert not torch.equal(first.image, clean.image)
+    assert not torch.equal(first.image, other.image)
+    assert first.geometry is clean.geometry
+    assert first.label is clean.label
+    colourless = {name: 0.0 for name in AugmentSettings.__dataclass_fields__ if name.startswith("p_")}
+    still = source(2, patch=patch, augment=AugmentSettings(**colourless))
+    assert torch.equal(still.recolour(clean).image, clean.image)
+
+
+@pytest.mark.parametrize("patch", [(6, 10, 8), (10, 8)])
+def test_boxes_that_are_partly_labelled(patch: tuple[int, ...]) -> None:
+    here = source(2, patch=patch)
+    drawn = here.draw_partly_labelled(4, share=0.5)
+    labelled, others = here.draw_labelled(2), here.draw_unlabelled(2)
+    assert drawn.label is not None
+    assert torch.equal(drawn.image, torch.cat([labelled.image, others.image]))
+    assert torch.equal(drawn.label[:2], labelled.label)
+    assert (drawn.label[2:] == -1).all()
+    assert drawn.case.tolist() == [*labelled.case.tolist(), 3, 3]  # after the three labelled cases
+    assert (here.view(drawn).label[2:] == -1).all()
+    assert (here.draw_partly_labelled(4, share=0.01).label[1:] == -1).all()  # at least one
+    everything = source(2, patch=patch, unlabelled=[])
+    assert torch.equal(everything.draw_partly_labelled(4, share=0.5).label, everything.draw_labelled(4).label)
+    assert source(2, patch=patch, labelled=[]).draw_partly_labelled(4, share=0.5).label is None
+
+
+@pytest.mark.parametrize("patch", [(6, 10, 8), (10, 8)])
 def test_corners_name_the_voxels_of_an_unmoved_patch(patch: tuple[int, ...]) -> None:
     still = AugmentSettings(
         **{name: 0.0 for name in AugmentSettings.__dataclass_fields__ if name.startswith("p_")}

@@ -6,7 +6,7 @@ would have drawn, and a batch can be prepared ahead of time in a thread without 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -176,6 +176,31 @@ class Source:
         every = [*self.labelled, *self.unlabelled]
         return self._draw(every, volumes * parts, stream=stream, with_label=False, parts=parts)
 
+    def draw_partly_labelled(self, count: int, *, share: float) -> Crops:
+        """Draw boxes of labelled cases, then of unlabelled ones, as one: for methods that learn from both at once.
+
+        Without unlabelled cases all boxes come from labelled ones; without labelled cases none has a label.
+
+        Args:
+            count: boxes in all.
+            share: of them from labelled cases, rounded; one box at least.
+
+        Returns:
+            The labelled boxes first; the label of the others is ``IGNORE`` everywhere. ``label`` is None without
+            labelled cases. ``case`` counts the labelled cases first, then the unlabelled ones, as ``draw_any`` does.
+        """
+        if not self.labelled:
+            return self.draw_any(count)
+        known = min(max(round(count * share), 1), count) if self.unlabelled else count
+        labelled = self.draw_labelled(known)
+        if known == count:
+            return labelled
+        others = self.draw_unlabelled(count - known)
+        unknown = others.image.new_full(others.image[:, 0].shape, IGNORE, dtype=torch.int64)
+        others = others._replace(label=unknown, case=others.case + len(self.labelled))
+        pairs: list[Any] = list(zip(labelled, others))
+        return Crops(*(torch.cat(pair) for pair in pairs))
+
     def view(
         self, crops: Crops, *, stream: int = 0, geometry: Geometry | None = None, intensity: bool = True
     ) -> View:
@@ -215,6 +240,18 @@ class Source:
             if intensity:
                 image = apply_intensity(recolouring, image)
         return View(image, label, geometry)
+
+    def recolour(self, view: View, *, stream: int = 0) -> View:
+        """Change the intensities of a view made with ``intensity=False``; its pixels stay where they are.
+
+        The two are the input and the target of a reconstruction, or the strong and the weak view of one place.
+        """
+        generator = torch.Generator().manual_seed(self._seed("recolour", stream))
+        batch, channels = view.image.shape[:2]
+        recolouring = sample_intensity(
+            self.augment, batch=batch, channels=channels, generator=generator, spacing_mm=self._spacing()
+        )
+        return view._replace(image=apply_intensity(recolouring, view.image))
 
     def generator(self, *, stream: int = 0) -> torch.Generator:
         """Return a generator on the CPU for what a method draws besides patches and views: masks, noise, pairings."""
@@ -312,7 +349,7 @@ class Source:
 
     def _seed(self, purpose: str, stream: int) -> int:
         words = np.random.SeedSequence(
-            [self.seed, self.step, {"draw": 1, "view": 2, "method": 3}[purpose], stream]
+            [self.seed, self.step, {"draw": 1, "view": 2, "method": 3, "recolour": 4}[purpose], stream]
         ).generate_state(2)
         return int(words[0]) << 31 | int(words[1]) >> 1
 

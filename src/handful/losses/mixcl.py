@@ -57,10 +57,7 @@ def identity_contrast(
     partner = torch.cat((index + batch, index))
     left_out = torch.eye(2 * batch, dtype=torch.bool, device=z.device)
     if related is not None:
-        if related.shape != (batch, batch):
-            raise ValueError(
-                f"related must be ({batch}, {batch}) for {batch} patches, found {tuple(related.shape)}."
-            )
+        _same_patches(related, batch)
         left_out = left_out | related.to(z.device).repeat(2, 2)
         left_out[torch.arange(2 * batch, device=z.device), partner] = False
     return F.cross_entropy(logits.masked_fill(left_out, -math.inf), partner)
@@ -79,7 +76,13 @@ def overlapping(volume: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def mixed_identity(
-    query: Tensor, keys: Tensor, partner: Tensor, *, weight: float, temperature: float = 0.2
+    query: Tensor,
+    keys: Tensor,
+    partner: Tensor,
+    *,
+    weight: float,
+    temperature: float = 0.2,
+    related: Tensor | None = None,
 ) -> Tensor:
     """Return the mean of -w log p(k_i | q_i) - (1 - w) log p(k_partner(i) | q_i), p = softmax of q.k / t over all keys.
 
@@ -92,6 +95,8 @@ def mixed_identity(
         partner: (B,) indices into the keys.
         weight: the share of image i in its mixture.
         temperature: PCRL's 0.2.
+        related: (B, B) bool, symmetric: patches that show the same tissue (``overlapping``); the keys of those related
+            to i or to its partner are left out of the sum, the two own keys excepted.
 
     Raises:
         ValueError: shapes that do not fit, integers, NaN, a weight outside [0, 1], a temperature that is not positive.
@@ -111,9 +116,15 @@ def mixed_identity(
     with torch.autocast(query.device.type, enabled=False):
         logits = unit(query) @ unit(keys).T / temperature
     own = torch.arange(len(query), device=query.device)
-    return weight * F.cross_entropy(logits, own) + (1 - weight) * F.cross_entropy(
-        logits, partner.to(own.device)
-    )
+    partner = partner.to(own.device)
+    if related is not None:
+        _same_patches(related, len(query))
+        related = related.to(own.device)
+        left_out = torch.zeros_like(logits, dtype=torch.bool)
+        left_out[:, : len(query)] = related | related[partner]
+        left_out[own, own] = left_out[own, partner] = False
+        logits = logits.masked_fill(left_out, -math.inf)
+    return weight * F.cross_entropy(logits, own) + (1 - weight) * F.cross_entropy(logits, partner)
 
 
 @torch.no_grad()
@@ -253,6 +264,13 @@ def _weighted_contrast(z: Tensor, weight: Tensor, temperature: float) -> Tensor:
     total = weight.sum(1)
     terms = -(weight * log_p).sum(1) / total.where(total > 0, 1)
     return terms.sum() / (total > 0).sum().clamp(min=1)
+
+
+def _same_patches(related: Tensor, batch: int) -> None:
+    if related.shape != (batch, batch):
+        raise ValueError(
+            f"related must be ({batch}, {batch}) for {batch} patches, found {tuple(related.shape)}."
+        )
 
 
 def _share(weight: float) -> None:

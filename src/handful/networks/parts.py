@@ -54,3 +54,20 @@ def parts_of(network: nn.Module) -> Parts:
     if first is None:
         raise UsageError(f"pre-training needs a convolutional encoder; {type(encoder).__name__} is none.")
     return Parts(encoder, decoder, len(strides), down[-1], tuple(up), tuple(strides), first.in_channels)
+
+
+def head_of(network: nn.Module) -> tuple[nn.Module, int]:
+    """Return the layer that turns the finest decoder map into logits, and the number of its classes.
+
+    Raises:
+        UsageError: the network has no ``heads``.
+    """
+    heads: Any = getattr(network, "heads", None)
+    head = heads[0] if isinstance(heads, nn.ModuleList) and len(heads) else nn.Identity()
+    convolutions = [module for module in head.modules() if isinstance(module, (nn.Conv2d, nn.Conv3d))]
+    if not convolutions:
+        raise UsageError(
+            f"this method trains the layer of the network that gives the logits, 'heads[0]' with a convolution; "
+            f"{type(network).__name__} has not got it. Use the built-in U-Net or V-Net."
+        )
+    return head, convolutions[-1].out_channels
