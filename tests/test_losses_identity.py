@@ -45,6 +45,24 @@ def test_queue_agrees_with_the_slow_obvious_version() -> None:
     assert same.item() == pytest.approx(math.log(7), rel=1e-6)
 
 
+def test_related_keys_are_no_negatives() -> None:
+    query, key, queue = case()
+    related = torch.rand(5, 7, generator=torch.Generator().manual_seed(1)) < 0.4
+    related[3] = True  # nothing left to tell it from: costs nothing
+    rows = [
+        queue_info_nce(q[None], k[None], queue[~r]).item()
+        for q, k, r in zip(query, key, related, strict=True)
+    ]
+    loss = queue_info_nce(query, key, queue, related=related)
+    loss.backward()
+    assert rows[3] == 0
+    assert loss.item() == pytest.approx(sum(rows) / 5, rel=1e-12)
+    assert query.grad is not None
+    assert torch.isfinite(query.grad).all()
+    with pytest.raises(ValueError, match=r"related must be bool of shape \(5, 7\)"):
+        queue_info_nce(query, key, queue, related=related.T)
+
+
 def test_only_the_first_argument_gets_a_gradient_and_scale_does_not_matter() -> None:
     query, key, queue = case()
 

@@ -3,6 +3,8 @@
 The second argument is always the side that is not trained (a detached branch or a teacher): no gradient reaches it.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -59,7 +61,9 @@ def byol_distance(prediction: Tensor, target: Tensor) -> Tensor:
     return 2 + 2 * negative_cosine(prediction, target)
 
 
-def queue_info_nce(query: Tensor, key: Tensor, queue: Tensor, *, temperature: float = 0.2) -> Tensor:
+def queue_info_nce(
+    query: Tensor, key: Tensor, queue: Tensor, *, temperature: float = 0.2, related: Tensor | None = None
+) -> Tensor:
     """Return MoCo's mean of -log( e^(q.k / t) / (e^(q.k / t) + sum over the queue of e^(q.n / t)) ), on the sphere.
 
     The queue holds earlier keys; enqueue the new ones after calling this. With an empty queue the loss is 0.
@@ -69,6 +73,7 @@ def queue_info_nce(query: Tensor, key: Tensor, queue: Tensor, *, temperature: fl
         key: (N, E), teacher, another view of the same images; detached inside.
         queue: (Q, E), detached inside; a ``networks.bank.Bank``'s ``valid``.
         temperature: MoCo v2 and PCRL use 0.2.
+        related: (N, Q) bool: queued keys of the same tissue as a query, which are not its negatives; none when None.
 
     Raises:
         ValueError: shapes that do not fit, integers, NaN, a temperature that is not positive.
@@ -87,10 +92,18 @@ def queue_info_nce(query: Tensor, key: Tensor, queue: Tensor, *, temperature: fl
     queue = checks.embeddings("queue", queue, "Q E").detach().to(query.dtype)
     checks.same_shape(query=query, key=key)
     checks.same_width(query=query, queue=queue)
+    if related is not None and (related.shape != (len(query), len(queue)) or related.dtype != torch.bool):
+        raise ValueError(
+            f"related must be bool of shape ({len(query)}, {len(queue)}), one column a queued key, "
+            f"found {related.dtype} of shape {tuple(related.shape)}."
+        )
     if not len(query) or not len(queue):
         return checks.nothing(query)
     query, key, queue = (unit(z) for z in (query, key, queue))
     with torch.autocast(query.device.type, enabled=False):
         positive = (query * key).sum(1, keepdim=True)
-        logits = torch.cat((positive, query @ queue.T), 1) / temperature
+        negatives = query @ queue.T
+        if related is not None:
+            negatives = negatives.masked_fill(related.to(query.device), -math.inf)
+        logits = torch.cat((positive, negatives), 1) / temperature
     return -logits.log_softmax(1)[:, 0].mean()

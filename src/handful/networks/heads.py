@@ -27,6 +27,40 @@ class VectorHead(nn.Module):
         return vector
 
 
+class NormedHead(nn.Module):
+    """Average a feature map over space, if it has any, and project it through layers with batch norm between them.
+
+    Linear, batch norm, ReLU for each width but the last; linear for the last: the projector and the predictor of
+    BYOL, SimSiam and their relatives. Linear layers that a norm follows have no bias, which it would take away.
+
+    Args:
+        in_channels: C of a map (B, C, *S) or of vectors (B, C).
+        widths: of the layers; the last is E.
+        norm_last: whether a batch norm without scale and shift stands at the end (SimSiam's projector).
+
+    References:
+        Grill et al., 2020. https://arxiv.org/abs/2006.07733
+        Chen and He, 2021. https://arxiv.org/abs/2011.10566
+    """
+
+    def __init__(self, in_channels: int, *, widths: Sequence[int], norm_last: bool = False) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for width in widths[:-1]:
+            layers += [nn.Linear(channels, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+            channels = width
+        layers.append(nn.Linear(channels, widths[-1], bias=not norm_last))
+        if norm_last:
+            layers.append(nn.BatchNorm1d(widths[-1], affine=False))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Return (B, E) of (B, C, *S) or (B, C)."""
+        vector: Tensor = self.layers(feature.flatten(2).mean(2) if feature.ndim > 2 else feature)
+        return vector
+
+
 class PixelHead(nn.Module):
     """Project every pixel of a decoder map: (B, C, *S) to (B, E, *S), by two 1x1 convolutions.
 
