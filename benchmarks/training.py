@@ -27,7 +27,7 @@ from handful.data.sampling import Source, StoredCase, foreground_voxels
 from handful.device import choose_device, choose_precision
 from handful.methods.contract import Method
 from handful.training.recipe import resolve
-from handful.training.run import build_method
+from handful.training.start import build_method
 
 SHAPES = {"3D 40 x 56 x 40, batch 2": ((40, 56, 40), 2, 16), "2D 144 x 144, batch 8": ((144, 144), 8, 24)}
 VOLUME = (36, 50, 35)

@@ -9,15 +9,14 @@ from typing import NamedTuple
 
 import torch
 
-from handful.data.augment.settings import AugmentSettings
 from handful.data.plan import Plan
-from handful.data.sampling import SamplingSettings, Source, StoredCase, foreground_voxels
+from handful.data.sampling import StoredCase, foreground_voxels
 from handful.device import choose_device, choose_precision
 from handful.training.fabric import make_fabric
 from handful.training.folder import RunFolder
 from handful.training.loop import fit
 from handful.training.recipe import resolve
-from handful.training.run import build_method
+from handful.training.start import build_method, sources
 
 STEPS = 8
 """Steps measured; the first two, slowed by start-up, are left out."""
@@ -51,22 +50,7 @@ def measure(plan: Plan, *, device: str = "auto", precision: str = "auto") -> Cos
     method, _ = build_method(recipe, plan, seed=0)
     parameters = sum(p.numel() for p in method.parameters())
     case = _noise(plan, where)
-
-    def source(step: int) -> Source:
-        return Source(
-            labelled=[case],
-            unlabelled=[],
-            patch=plan.patch,
-            batch=plan.batch,
-            classes=len(plan.label_values),
-            mirror=plan.mirror,
-            augment=AugmentSettings(),
-            sampling=SamplingSettings(),
-            device=where,
-            seed=0,
-            step=step,
-        )
-
+    source = sources(recipe, plan, labelled=[case], unlabelled=[], device=where, seed=0)
     with tempfile.TemporaryDirectory() as temporary:
         folder = RunFolder(Path(temporary), quiet=True)
         fit(method, source, settings=recipe.loop, fabric=make_fabric(where, exactness), folder=folder, seed=0)

@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from handful.data.cases import Dataset
+from handful.data.cases import Case, Dataset
 from handful.data.discover import open_dataset
 from handful.data.fingerprint import make_fingerprint, write_fingerprint
 from handful.data.plan import Plan, make_plan, read_plan, write_plan
-from handful.data.splits import Selection, Splits, make_splits, read_splits
-from handful.errors import DataError
+from handful.data.splits import Selection, Splits, folds, make_splits, read_splits, validation_rule
+from handful.errors import DataError, UsageError
 from handful.training.folder import RunFolder
 
 IMAGES_FOR_FINGERPRINT = 200
@@ -44,6 +44,29 @@ def choose_cases(
     else:
         parts = make_splits(dataset, test=test, seed=seed, draws=max(draw + 1, DRAWS))
     return Chosen(dataset, parts, parts.select(labels or "100%", draw))
+
+
+def set_aside(selection: Selection, fold: int | None) -> tuple[Selection, tuple[Case, ...]]:
+    """Take one fold of the labelled cases out for validation, if there are enough of them to say something.
+
+    Returns:
+        What is left to train on, and the fold; with ``fold`` None everything and nothing.
+
+    Raises:
+        UsageError: too few labelled cases, or no such fold.
+    """
+    if fold is None:
+        return selection, ()
+    count = validation_rule(len(selection.labelled), len({case.patient for case in selection.labelled}))
+    if count == 0:
+        raise UsageError(
+            f"--fold {fold}: {len(selection.labelled)} labelled cases are too few to set some aside; leave --fold "
+            "away and all of them train."
+        )
+    if not 0 <= fold < count:
+        raise UsageError(f"--fold {fold} does not exist: these labelled cases make folds 0 to {count - 1}.")
+    part = folds(selection, count)[fold]
+    return selection._replace(labelled=part.train), part.validation
 
 
 def decide_plan(

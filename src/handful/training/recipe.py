@@ -136,6 +136,16 @@ def resolve(
     return Recipe(name=name, **parts)
 
 
+def length_of(steps: int | None, max_time: str | None) -> dict[str, Any]:
+    """Return what the options ``--steps`` and ``--max-time`` say of the loop, as ``over`` of ``resolve``."""
+    length: dict[str, Any] = {}
+    if steps is not None:
+        length["steps"] = steps
+    if max_time is not None:
+        length["max_time_s"] = parse_duration(max_time)
+    return {"loop": length}
+
+
 def parse_duration(text: str) -> float:
     """Return seconds of ``90s``, ``20m``, ``1h30m`` or plain seconds.
 

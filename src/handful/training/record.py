@@ -1,0 +1,132 @@
+"""What a run says of itself: ``recipe.yaml`` (asked), ``manifest.json`` (happened), and the header of its weights."""
+
+import datetime
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+import handful
+from handful.artefacts import hash_of, hash_of_file, read_json, read_yaml
+from handful.data.discover import content_hash
+from handful.data.plan import Plan
+from handful.errors import UsageError
+from handful.training.folder import RunFolder, weights_of
+from handful.training.stage import Stage
+
+
+def asked_of(stage: Stage) -> dict[str, Any]:
+    """Return everything a run was asked to do, enough to repeat it; two runs are the same if these are equal.
+
+    Reads the data once, for its hash, and the files named as plan and start.
+    """
+    return {
+        "handful": handful.__version__,
+        **stage.recipe.as_dict(),
+        "data": {"name": stage.dataset.name, "hash": content_hash(stage.dataset)},
+        "labels": stage.labels,
+        "draw": stage.draw,
+        **_names(stage),
+        "seed": stage.seed,
+        "precision": stage.precision,
+        "plan_file": hash_of(read_yaml(stage.plan)) if stage.plan else None,
+        "init": hash_of_file(weights_of(stage.init)) if stage.init else None,
+    }
+
+
+def is_finished(folder: RunFolder, asked: Mapping[str, Any], *, overwrite: bool) -> bool:
+    """Say whether the folder holds this very run, complete; with ``overwrite``, clear it.
+
+    Raises:
+        UsageError: it holds a different run; what differs is named.
+    """
+    if overwrite:
+        folder.clear()
+        return False
+    if not folder.recipe.exists():
+        if folder.weights.exists() or folder.checkpoint.exists():
+            raise UsageError(
+                f"{folder.path} holds a run without its recipe.yaml; choose another --out or use --overwrite."
+            )
+        return False
+    there = read_yaml(folder.recipe)
+    if hash_of(there) != hash_of(asked):
+        differing = sorted(
+            key for key in {*there, *asked} if hash_of(there.get(key)) != hash_of(asked.get(key))
+        )
+        raise UsageError(
+            f"{folder.path} holds a different run (it differs in: {', '.join(differing)}). "
+            "Choose another --out, or use --overwrite to replace it."
+        )
+    return bool(
+        folder.weights.exists() and folder.manifest.exists() and read_json(folder.manifest).get("finished")
+    )
+
+
+def manifest_of(stage: Stage, data_hash: str) -> dict[str, Any]:
+    """Return the manifest of a run that starts now: versions, machine, and which case played which part."""
+    dataset, selection, device = stage.dataset, stage.selection, stage.device
+    everyone = (*selection.labelled, *selection.unlabelled, *stage.validation, *selection.test)
+    return {
+        "version": handful.__version__,
+        "command": " ".join(["handful", *sys.argv[1:]]),
+        "started": now(),
+        "finished": None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "precision": stage.precision,
+        "seed": stage.seed,
+        "method": stage.recipe.name,
+        "references": [stage.method.paper],
+        "dataset": {
+            "name": dataset.name,
+            "root": str(dataset.root),
+            "layout": dataset.layout,
+            "hash": data_hash,
+            "notes": list(dataset.notes),
+            "patients_from": dataset.patients_from,
+        },
+        "cases": _names(stage),
+        "patients": {case.name: case.patient for case in everyone},
+        "images": {case.name: [str(path) for path in case.images] for case in everyone},
+        "labels": {case.name: str(case.label) if case.label else None for case in everyone},
+    }
+
+
+def weights_header(
+    stage: Stage, plan: Plan, architecture: Mapping[str, Any], data_hash: str
+) -> dict[str, Any]:
+    """Return what is saved with the weights: enough to build their network and to prepare images for it."""
+    return {
+        "format": 1,
+        "version": handful.__version__,
+        "method": stage.recipe.name,
+        "architecture": architecture,
+        "plan": asdict(plan),
+        "label_names": list(plan.label_names),
+        "data_hash": data_hash,
+        "labelled": _names(stage)["labelled"],
+    }
+
+
+def now() -> str:
+    """Return the time in UTC, to the second, as ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _names(stage: Stage) -> dict[str, list[str]]:
+    parts = {
+        "labelled": stage.selection.labelled,
+        "unlabelled": stage.selection.unlabelled,
+        "validation": stage.validation,
+        "test": stage.selection.test,
+    }
+    return {part: [case.name for case in cases] for part, cases in parts.items()}

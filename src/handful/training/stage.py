@@ -1,0 +1,77 @@
+"""One training as it was asked for; commands of several trainings make several of these."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from handful.data.cases import Case, Dataset
+from handful.data.splits import Selection, Splits
+from handful.errors import DataError
+from handful.methods import load_method
+from handful.methods.contract import Method
+from handful.training.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Everything that decides the weights of one training, settled before anything is written.
+
+    Attributes:
+        data: the data set as the user named it.
+        recipe: method and settings.
+        dataset: the data set, opened.
+        splits: its division, written into the run.
+        selection: the cases that train, and those held out.
+        validation: labelled cases set aside; scored when the training is done.
+        labels: the budget as the user wrote it.
+        draw: which draw of the budget.
+        seed: of the weights and every random draw.
+        device: where to compute.
+        precision: Lightning's name of one.
+        plan: a file to follow; None makes a plan from the cases that train.
+        init: a run whose weights this one starts from.
+
+    Raises:
+        DataError: the method learns from labels and there are none.
+    """
+
+    data: Path
+    recipe: Recipe
+    dataset: Dataset
+    splits: Splits
+    selection: Selection
+    validation: tuple[Case, ...] = ()
+    labels: str | None = None
+    draw: int = 0
+    seed: int = 0
+    device: torch.device
+    precision: str
+    plan: Path | None = None
+    init: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.method.needs.labels and not self.selection.labelled:
+            raise DataError(
+                f"method '{self.recipe.name}' learns from labels and this data has no labelled training case. "
+                "Put label maps beside some images (see handful check)."
+            )
+
+    @property
+    def method(self) -> type[Method]:
+        """The class that trains; the recipe holds its settings."""
+        method: type[Method] = load_method(self.recipe.name).METHOD
+        return method
+
+    @property
+    def unlabelled(self) -> tuple[Case, ...]:
+        """The cases without labels that the method learns from."""
+        return tuple(self.selection.unlabelled) if self.method.needs.unlabelled else ()
+
+    def describe(self) -> str:
+        """Return for example ``supervised: 2 labelled and 8 unlabelled cases (which it does not use), 4 held out``."""
+        labelled, unlabelled, test = (
+            len(cases) for cases in (self.selection.labelled, self.selection.unlabelled, self.selection.test)
+        )
+        unused = "" if self.method.needs.unlabelled else " (which it does not use)"
+        return f"{self.recipe.name}: {labelled} labelled and {unlabelled} unlabelled cases{unused}, {test} held out"
