@@ -25,6 +25,7 @@ from handful.data.plan import Plan
 from handful.data.preprocess import Prepared, prepare, restore, restore_labels
 from handful.data.resampling import grid_order, resampled_argmax
 from handful.data.volume import Volume, times
+from handful.device import choose_device, use_threads
 from handful.errors import DataError, HandfulError, RunError, UsageError
 from handful.inference.images import find_images, is_dataset
 from handful.inference.model import Model, load_model
@@ -115,11 +116,8 @@ def predict(
     """
     folders = [Path(runs)] if isinstance(runs, str | Path) else [Path(run) for run in runs]
     images, out = Path(images), Path(out)
-    if threads is not None:
-        if threads < 1:
-            raise UsageError(f"--threads must be at least 1, found {threads}.")
-        torch.set_num_threads(threads)
-    where = _device(device)
+    use_threads(threads)
+    where = choose_device(device)
     models = [load_model(folder, device=where) for folder in folders]
     _check_agreement(models)
     if held_out_only:
@@ -426,19 +424,3 @@ def _protect_inputs(cases: Sequence[Case], out: Path) -> None:
                 raise UsageError(
                     f"--out {out} is the folder of {file.name}; choose another, so that no input is overwritten."
                 )
-
-
-def _device(name: str) -> torch.device:
-    """Return the device called ``name``; ``auto`` takes CUDA, then MPS, then the CPU."""
-    if name == "auto":
-        return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"--device {name} cannot be used here ({str(error).splitlines()[0]}); try --device auto or cpu."
-        ) from None
-    return device
