@@ -1,0 +1,86 @@
+"""Segment the budget's labelled images, keep encoder and decoder: the control of every pre-training that sees labels.
+
+What a label-using pre-training gains over no pre-training may come from the labels alone, or from training twice as
+long. This one has the same labels and the plainest loss there is; what beats it has learnt something from its own.
+
+References:
+    Li et al., 2024, supervised pre-training against self-supervised (SuPreM). https://arxiv.org/abs/2501.11253
+    Isensee et al., 2021, nnU-Net, for the loss. https://doi.org/10.1038/s41592-020-01008-z
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from handful.batches import SegmentationBatch
+from handful.data.sampling import Source
+from handful.errors import UsageError
+from handful.losses.segmentation import cross_entropy, deep_supervision, soft_dice_loss
+from handful.methods.contract import Method, Needs, StepOutput
+from handful.networks.parts import parts_of
+from handful.networks.unet import UNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The control's, see ``supervised``.
+
+    Attributes:
+        dice_weight, cross_entropy_weight: of the two terms.
+        balance: how much more pixels of rare classes weigh in the cross entropy (``losses.segmentation``).
+    """
+
+    dice_weight: float = 1.0  # nnU-Net
+    cross_entropy_weight: float = 1.0  # nnU-Net
+    balance: float = 0.5  # as supervised; nnU-Net: 0
+
+    def __post_init__(self) -> None:
+        if min(self.dice_weight, self.cross_entropy_weight) < 0 or not 0 <= self.balance <= 1:
+            raise UsageError("the weights must be 0 or more and balance between 0 and 1.")
+        if self.dice_weight == self.cross_entropy_weight == 0:
+            raise UsageError("dice_weight and cross_entropy_weight are both 0: nothing would be learnt.")
+
+
+class SupervisedPretrain(Method):
+    """Learn a segmentation, hand over what is under its heads."""
+
+    kind: ClassVar[Literal["pretrain", "train"]] = "pretrain"
+    needs: ClassVar[Needs] = Needs(labels=True, unlabelled=False)
+    paper: ClassVar[str] = "Li et al. 2024, SuPreM, https://arxiv.org/abs/2501.11253"
+
+    def __init__(self, network: nn.Module, settings: Settings) -> None:
+        super().__init__()
+        parts_of(network)  # refuses a network that has no parts to hand over
+        self.network = network
+        self.settings = settings
+
+    def batch(self, source: Source) -> SegmentationBatch:
+        """Draw one augmented view of labelled patches."""
+        view = source.view(source.draw_labelled(source.batch))
+        assert view.label is not None
+        return SegmentationBatch(view.image, view.label)
+
+    def step(self, batch: Any, progress: float) -> StepOutput:
+        """Dice and cross entropy, averaged over the decoder levels that predict."""
+        levels = (
+            self.network.deep(batch.image) if isinstance(self.network, UNet) else [self.network(batch.image)]
+        )
+        dice = deep_supervision(levels, batch.label, soft_dice_loss)
+        entropy = deep_supervision(levels, batch.label, partial(cross_entropy, balance=self.settings.balance))
+        terms = {
+            "dice_loss": self.settings.dice_weight * dice,
+            "cross_entropy": self.settings.cross_entropy_weight * entropy,
+        }
+        logs = {"dice_loss": dice.detach(), "cross_entropy": entropy.detach()}
+        return StepOutput(terms["dice_loss"] + terms["cross_entropy"], logs, terms)
+
+    def exports(self) -> Mapping[str, nn.Module]:
+        """Encoder and decoder; the heads are dropped."""
+        parts = parts_of(self.network)
+        return {"encoder": parts.encoder, "decoder": parts.decoder}
+
+
+METHOD = SupervisedPretrain
