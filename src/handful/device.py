@@ -41,7 +41,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Return Lightning's name of a precision; ``auto`` takes half precision where the device multiplies it natively.
+    """Return Lightning's name of a precision; ``auto`` takes half precision where it is fast.
 
     On a CPU with AVX-512 BF16 or AMX a bfloat16 step takes about half the time of a float32 step
     (benchmarks/training.py); elsewhere it would be emulated and slower.
@@ -55,11 +55,15 @@ def choose_precision(name: str, device: torch.device) -> str:
         if name == "fp16" and device.type == "cpu":
             raise UsageError("--precision fp16 needs a GPU; on the CPU use bf16 or 32.")
         return PRECISIONS[name]
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "32"}
+    return PRECISIONS[names[half_precision(device)]]
+
+
+def half_precision(device: torch.device) -> torch.dtype | None:
+    """Return the half precision that is fast on ``device``, or None where none is."""
     if device.type == "cuda":
-        return PRECISIONS["bf16" if torch.cuda.is_bf16_supported() else "fp16"]
-    if device.type == "cpu" and cpu_multiplies_bfloat16():
-        return PRECISIONS["bf16"]
-    return PRECISIONS["32"]
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and cpu_multiplies_bfloat16() else None
 
 
 def use_threads(threads: int | None) -> None:

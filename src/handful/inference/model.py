@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from handful.artefacts import hash_of_file
 from handful.data.plan import Plan
+from handful.device import half_precision
 from handful.errors import DataError, RunError
 from handful.inference.sliding import sliding_window
 from handful.inference.tta import IDENTITY, averaged, transforms_for
@@ -57,7 +58,7 @@ class Model:
             tta: average over transformed copies (mirrors where the plan allows them, else small moves).
             scratch: folder for the result where it does not fit in memory.
         """
-        parameter = next(self.network.parameters())
+        device = next(self.network.parameters()).device
         transforms = transforms_for(self.plan.mirror) if tta else (IDENTITY,)
         return sliding_window(
             averaged(self.network, transforms),
@@ -65,8 +66,8 @@ class Model:
             patch=self.plan.patch,
             batch=max(self.plan.batch, 1),
             multiple=_strides(self.metadata["architecture"], self.plan.dims),
-            device=parameter.device,
-            autocast=_autocast(parameter),
+            device=device,
+            autocast=_autocast(device),
             scratch=scratch,
         )
 
@@ -131,8 +132,6 @@ def _strides(architecture: Mapping[str, Any], dims: int) -> tuple[int, ...] | No
     return tuple(totals)
 
 
-def _autocast(parameter: Tensor) -> torch.dtype | None:
-    """Half precision where it is fast, which is on GPUs."""
-    if parameter.device.type != "cuda":
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+def _autocast(device: torch.device) -> torch.dtype | None:
+    """Half precision on GPUs; on other devices a prediction is exact."""
+    return half_precision(device) if device.type == "cuda" else None
