@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from handful.errors import UsageError
-from handful.networks.levels import decode, train_up_to
+from handful.networks.levels import decode, level_strides, train_up_to
 from handful.networks.parts import parts_of
 from handful.networks.presets import preset
 from handful.networks.unet import UNet
@@ -40,6 +40,17 @@ def test_the_published_network_of_sscl_has_a_level_for_each_block() -> None:
     with torch.no_grad():
         found = decode(parts.decoder, parts.encoder(torch.zeros(1, 1, 16, 32)), level=3)
     assert found.shape == (1, 512, 2, 4)
+
+
+def test_strides_of_levels_are_those_of_their_maps() -> None:
+    net = UNet(
+        dims=3, in_channels=2, classes=2, widths=(3, 4, 5), strides=((1, 2, 2), (2, 2, 3)), norm="batch"
+    )
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    assert level_strides(parts_of(net)) == [(1, 1, 1), (1, 2, 2), (2, 4, 6)]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert level_strides(parts_of(NETWORKS["vnet"]()))[3] == (8, 8, 8)
+    assert level_strides(parts_of(preset("sscl", in_channels=1, classes=3)))[-2:] == [(8, 8), (8, 8)]
 
 
 def test_impossible_levels_are_said() -> None:

@@ -1,8 +1,11 @@
 """The deep part of a decoder: its blocks from the deepest up to one level; the finer ones stay fresh."""
 
 from collections.abc import Sequence
+from itertools import chain
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from handful.errors import UsageError
 from handful.networks.parts import Parts
@@ -37,3 +40,18 @@ def train_up_to(parts: Parts, *, level: int) -> None:
                 f"'{name}', one for each of its {blocks} levels, the deepest first. Use --set method.local_level=0."
             )
         stacked[blocks - level :].requires_grad_(False)
+
+
+def level_strides(parts: Parts) -> list[tuple[int, ...]]:
+    """Return, for each level, how many voxels of the image lie along each axis of one voxel of its map, finest first.
+
+    Only shapes are computed: the encoder runs on tensors without data.
+    """
+    sides = [2 * stride for stride in parts.stride]
+    image = torch.empty(1, parts.channels, *sides, device="meta")
+    tensors = chain(parts.encoder.named_parameters(), parts.encoder.named_buffers())
+    with torch.no_grad():
+        features = functional_call(
+            parts.encoder, {name: tensor.to("meta") for name, tensor in tensors}, (image,)
+        )
+    return [tuple(side // s for side, s in zip(sides, feature.shape[2:])) for feature in features]
