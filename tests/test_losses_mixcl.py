@@ -129,6 +129,17 @@ def test_related_patches_are_no_negatives_of_a_mixture() -> None:
         for i in range(3)
     ]
     assert loss.item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-9)
+    further = F.pad(related, (0, 2))
+    further[0, 3] = True  # out for 0, and for 1 whose partner it is
+    kept = [[0, 1, 4], [0, 1, 4], [1, 2, 3, 4]]
+    terms = [
+        torch.logsumexp(cosine[i, kept[i]], 0) - 0.7 * cosine[i, i] - 0.3 * cosine[i, partner[i]]
+        for i in range(3)
+    ]
+    loss = mixed_identity(query, torch.cat([keys, extra]), partner, weight=0.7, related=further)
+    assert loss.item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-9)
+    with pytest.raises(ValueError, match="a column for each of 5 keys"):
+        mixed_identity(query, torch.cat([keys, extra]), partner, weight=0.7, related=related[:, :2])
     alone = mixed_identity(query, keys, partner, weight=0.7, related=torch.eye(3, dtype=torch.bool))
     assert alone.item() == pytest.approx(mixed_identity(query, keys, partner, weight=0.7).item(), rel=1e-12)
 

@@ -57,7 +57,10 @@ def identity_contrast(
     partner = torch.cat((index + batch, index))
     left_out = torch.eye(2 * batch, dtype=torch.bool, device=z.device)
     if related is not None:
-        _same_patches(related, batch)
+        if related.shape != (batch, batch):
+            raise ValueError(
+                f"related must be ({batch}, {batch}) for {batch} patches, found {tuple(related.shape)}."
+            )
         left_out = left_out | related.to(z.device).repeat(2, 2)
         left_out[torch.arange(2 * batch, device=z.device), partner] = False
     return F.cross_entropy(logits.masked_fill(left_out, -math.inf), partner)
@@ -95,7 +98,7 @@ def mixed_identity(
         partner: (B,) indices into the keys.
         weight: the share of image i in its mixture.
         temperature: PCRL's 0.2.
-        related: (B, B) bool, symmetric: patches that show the same tissue (``overlapping``); the keys of those related
+        related: (B, B) bool, or (B, keys): which keys show the same tissue as image i (``overlapping``); those related
             to i or to its partner are left out of the sum, the two own keys excepted.
 
     Raises:
@@ -118,10 +121,14 @@ def mixed_identity(
     own = torch.arange(len(query), device=query.device)
     partner = partner.to(own.device)
     if related is not None:
-        _same_patches(related, len(query))
+        if len(related) != len(query) or related.shape[1:] not in ((len(query),), (len(keys),)):
+            raise ValueError(
+                f"related must be ({len(query)}, {len(query)}), or with a column for each of {len(keys)} keys, found "
+                f"{tuple(related.shape)}."
+            )
         related = related.to(own.device)
         left_out = torch.zeros_like(logits, dtype=torch.bool)
-        left_out[:, : len(query)] = related | related[partner]
+        left_out[:, : related.shape[1]] = related | related[partner]
         left_out[own, own] = left_out[own, partner] = False
         logits = logits.masked_fill(left_out, -math.inf)
     return weight * F.cross_entropy(logits, own) + (1 - weight) * F.cross_entropy(logits, partner)
@@ -264,13 +271,6 @@ def _weighted_contrast(z: Tensor, weight: Tensor, temperature: float) -> Tensor:
     total = weight.sum(1)
     terms = -(weight * log_p).sum(1) / total.where(total > 0, 1)
     return terms.sum() / (total > 0).sum().clamp(min=1)
-
-
-def _same_patches(related: Tensor, batch: int) -> None:
-    if related.shape != (batch, batch):
-        raise ValueError(
-            f"related must be ({batch}, {batch}) for {batch} patches, found {tuple(related.shape)}."
-        )
 
 
 def _share(weight: float) -> None:
