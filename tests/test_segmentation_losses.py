@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from handful.losses.segmentation import cross_entropy, deep_supervision, dice_ce, downsampled, soft_dice_loss
+from handful.losses.segmentation import (
+    cross_entropy,
+    deep_supervision,
+    dice_and_cross_entropy,
+    dice_ce,
+    downsampled,
+    soft_dice_loss,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = [
@@ -118,6 +125,21 @@ def test_the_total_is_the_weighted_sum() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_both_at_once_are_the_two(variant: dict) -> None:
+    logits, label = random_case()
+    dice, entropy = dice_and_cross_entropy(logits, label, balance=0.5, **variant)
+    torch.testing.assert_close(dice, soft_dice_loss(logits, label, **variant))
+    torch.testing.assert_close(entropy, cross_entropy(logits, label, balance=0.5))
+
+
+def test_a_label_beyond_the_classes_is_not_passed_over() -> None:
+    logits, label = random_case()
+    for value in (4, -2):
+        with pytest.raises(RuntimeError, match=f"index {value} is out of bounds"):
+            dice_ce(logits, label.index_fill(1, torch.tensor([0]), value))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_perfect_prediction_costs_nothing(variant: dict) -> None:
     _, label = random_case(ignored=False)
     logits = 100 * torch.nn.functional.one_hot(label, 4).movedim(-1, 1).double()
@@ -195,6 +217,9 @@ def test_deep_supervision_is_the_weighted_mean_over_levels() -> None:
     expected = (terms[0] + terms[1] / 2 + terms[2] / 4) / 1.75
     assert float(deep_supervision(levels, label, dice_ce)) == pytest.approx(expected, 1e-6)
     assert float(deep_supervision(levels[:1], label, dice_ce)) == pytest.approx(terms[0], 1e-6)
+    both = deep_supervision(levels, label, dice_and_cross_entropy)
+    assert both.shape == (2,)
+    assert float(both.sum()) == pytest.approx(expected, 1e-6)
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:

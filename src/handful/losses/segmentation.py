@@ -1,4 +1,4 @@
-"""Losses between logits and label maps: soft Dice, cross entropy, their sum, and their mean over decoder levels.
+"""Losses between logits and label maps: soft Dice, cross entropy, both at once, and their mean over decoder levels.
 
 Shapes: logits (B, K, *S); label (B, *S) int64 class indices, -1 where a pixel takes no part in any loss: neither the
 value nor the gradient depends on what the network says there. Everything is computed in float32 at least.
@@ -12,7 +12,6 @@ can still be differentiated.
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from handful.batches import IGNORE
@@ -29,17 +28,41 @@ def dice_ce(
     smooth: float = 1e-5,
     batch: bool = True,
 ) -> Tensor:
-    """Return the weighted sum of ``soft_dice_loss`` and ``cross_entropy``: what labelled images are trained with.
+    """Return the weighted sum of ``soft_dice_loss`` and ``cross_entropy``, the plain mean.
 
     The defaults are nnU-Net's; the papers' variants are named at ``soft_dice_loss``.
 
     References:
         Isensee et al., 2021, nnU-Net. https://doi.org/10.1038/s41592-020-01008-z
     """
-    dice = soft_dice_loss(
+    dice, entropy = dice_and_cross_entropy(
         logits, label, include_background=include_background, squared=squared, smooth=smooth, batch=batch
     )
-    return dice_weight * dice + cross_entropy_weight * cross_entropy(logits, label)
+    return dice_weight * dice + cross_entropy_weight * entropy
+
+
+def dice_and_cross_entropy(
+    logits: Tensor,
+    label: Tensor,
+    *,
+    balance: float = 0.0,
+    include_background: bool = False,
+    squared: bool = False,
+    smooth: float = 1e-5,
+    batch: bool = True,
+) -> Tensor:
+    """Return ``soft_dice_loss`` and ``cross_entropy`` as (2,), from one softmax: what labelled images train with.
+
+    Raises:
+        ValueError: as the two.
+
+    Example:
+        >>> dice_and_cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]]))
+        tensor([0.5000, 0.6931])
+    """
+    log_p, members = _log_softmax(logits, label)
+    dice = _dice(log_p.exp(), members, include_background, squared, smooth, batch)
+    return torch.stack([dice, _cross_entropy(log_p, members, balance)])
 
 
 def soft_dice_loss(
@@ -71,25 +94,8 @@ def soft_dice_loss(
         Milletari et al., 2016. https://arxiv.org/abs/1606.04797
         Drozdzal et al., 2016. https://arxiv.org/abs/1608.04117
     """
-    _check(logits, label)
-    if smooth <= 0:
-        raise ValueError(
-            f"smooth must be positive (a class that is absent and not predicted is 0/0 without), found {smooth}."
-        )
-    probability = _precise(logits).softmax(1).flatten(2)
-    index = label.flatten(1).unsqueeze(1)
-    known = index != IGNORE
-    index = index.where(known, 0)
-    # sums over the pixels of each class, without a one-hot label of K times the size
-    weight = known.to(probability.dtype)
-    empty = probability.new_zeros(probability.shape[:2])
-    reference = empty.scatter_add(1, index.squeeze(1), weight.squeeze(1))
-    overlap = empty.scatter_add(1, index.squeeze(1), (probability.gather(1, index) * weight).squeeze(1))
-    predicted = ((probability.square() if squared else probability) * weight).sum(2)
-    if batch:
-        reference, overlap, predicted = reference.sum(0), overlap.sum(0), predicted.sum(0)
-    dice = (2 * overlap + smooth) / (predicted + reference + smooth)
-    return 1 - dice[..., 0 if include_background else 1 :].mean()
+    log_p, members = _log_softmax(logits, label)
+    return _dice(log_p.exp(), members, include_background, squared, smooth, batch)
 
 
 def cross_entropy(logits: Tensor, label: Tensor, *, balance: float = 0.0) -> Tensor:
@@ -106,19 +112,8 @@ def cross_entropy(logits: Tensor, label: Tensor, *, balance: float = 0.0) -> Ten
     Raises:
         ValueError: shapes that do not fit, or ``balance`` outside [0, 1].
     """
-    _check(logits, label)
-    if not 0 <= balance <= 1:
-        raise ValueError(f"balance lies in [0, 1], found {balance}.")
-    if balance > 0:
-        precise = _precise(logits)
-        known = label != IGNORE
-        counts = precise.new_zeros(logits.shape[1])
-        counts = counts.scatter_add(0, label.where(known, 0).flatten(), known.flatten().to(precise.dtype))
-        weight = counts.clamp(min=1) ** -balance
-        total = F.cross_entropy(precise, label, weight=weight, ignore_index=IGNORE, reduction="sum")
-        return total / (weight * counts).sum().clamp(min=torch.finfo(precise.dtype).tiny)
-    total = F.cross_entropy(_precise(logits), label, ignore_index=IGNORE, reduction="sum")
-    return total / (label != IGNORE).sum().clamp(min=1)
+    log_p, members = _log_softmax(logits, label)
+    return _cross_entropy(log_p, members, balance)
 
 
 def deep_supervision(
@@ -131,7 +126,7 @@ def deep_supervision(
     Args:
         logits: (B, K, *S) and coarser.
         label: (B, *S) int64, -1 ignored.
-        loss: of logits and label, for example ``dice_ce``.
+        loss: of logits and label, for example ``dice_ce``; or several, stacked, as ``dice_and_cross_entropy``.
 
     Raises:
         ValueError: no levels, or a level whose size does not divide the label's.
@@ -145,7 +140,7 @@ def deep_supervision(
     losses = [
         weight * loss(level, downsampled(label, level.shape[2:])) for weight, level in zip(weights, logits)
     ]
-    return torch.stack(losses).sum() / sum(weights)
+    return torch.stack(losses).sum(0) / sum(weights)
 
 
 def downsampled(label: Tensor, size: Sequence[int]) -> Tensor:
@@ -162,15 +157,44 @@ def downsampled(label: Tensor, size: Sequence[int]) -> Tensor:
     return label[(slice(None), *(slice(None, None, f // s) for f, s in zip(full, size)))]
 
 
-def _check(logits: Tensor, label: Tensor) -> None:
+def _log_softmax(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log probabilities (B, K, N), in float32 at least, and which class each pixel is of (B, K, N) bool."""
     if logits.ndim < 3 or label.shape != logits.shape[:1] + logits.shape[2:]:
         raise ValueError(
             f"logits (B, K, *S) and label (B, *S) do not fit: found {tuple(logits.shape)} and {tuple(label.shape)}."
         )
     if label.dtype != torch.int64:
         raise ValueError(f"labels must be int64 class indices, found {label.dtype}.")
+    precise = logits if logits.dtype == torch.float64 else logits.float()
+    log_p = precise.log_softmax(1).flatten(2)
+    index = label.flatten(1).unsqueeze(1)
+    known = index != IGNORE
+    members = torch.zeros_like(log_p, dtype=torch.bool).scatter_(1, index.where(known, 0), known)
+    return log_p, members
 
 
-def _precise(logits: Tensor) -> Tensor:
-    """Return float64 as it is and everything else as float32."""
-    return logits if logits.dtype == torch.float64 else logits.float()
+def _dice(
+    p: Tensor, members: Tensor, include_background: bool, squared: bool, smooth: float, batch: bool
+) -> Tensor:
+    """Return ``soft_dice_loss`` of probabilities (B, K, N)."""
+    if smooth <= 0:
+        raise ValueError(
+            f"smooth must be positive (a class that is absent and not predicted is 0/0 without), found {smooth}."
+        )
+    reference = members.sum(2).to(p.dtype)
+    overlap = p.where(members, 0).sum(2)
+    predicted = (p.square() if squared else p).where(members.any(1, keepdim=True), 0).sum(2)
+    if batch:
+        reference, overlap, predicted = reference.sum(0), overlap.sum(0), predicted.sum(0)
+    dice = (2 * overlap + smooth) / (predicted + reference + smooth)
+    return 1 - dice[..., 0 if include_background else 1 :].mean()
+
+
+def _cross_entropy(log_p: Tensor, members: Tensor, balance: float) -> Tensor:
+    """Return ``cross_entropy`` of log probabilities (B, K, N)."""
+    if not 0 <= balance <= 1:
+        raise ValueError(f"balance lies in [0, 1], found {balance}.")
+    counts = members.sum((0, 2)).to(log_p.dtype)
+    totals = -log_p.where(members, 0).sum((0, 2))
+    weights = counts.clamp(min=1) ** -balance
+    return (weights * totals).sum() / (weights * counts).sum().clamp(min=torch.finfo(log_p.dtype).tiny)
