@@ -14,7 +14,7 @@ from handful.cli import console
 from handful.cli.main import main
 from handful.errors import DataError, RunError, UsageError
 
-COMMANDS = ("demo", "check", "plan", "train", "predict", "evaluate", "report", "methods", "download")
+COMMANDS = ("demo", "check", "plan", "pretrain", "train", "predict", "evaluate", "report", "methods", "download")
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +141,7 @@ def test_methods_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_method_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     from handful.training.recipe import resolve
-    from handful.training.run import DEFAULT_STEPS
+    from handful.training.settle import DEFAULT_STEPS
 
     assert main(["methods", "supervised", "--json"]) == 0
     sheet = json.loads(capsys.readouterr().out)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from handful.metrics.evaluate import evaluate as evaluate
     from handful.report.page import write_report as write_report
     from handful.training.result import Run as Run
+    from handful.training.run import pretrain as pretrain
     from handful.training.run import train as train
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ _HOMES = {
     "evaluate": "handful.metrics.evaluate",
     "open_dataset": "handful.data.discover",
     "predict": "handful.inference.predict",
+    "pretrain": "handful.training.run",
     "train": "handful.training.run",
     "write_report": "handful.report.page",
 }

@@ -18,6 +18,7 @@ from handful.cli.evaluate import evaluate
 from handful.cli.methods import methods
 from handful.cli.plan import plan
 from handful.cli.predict import predict
+from handful.cli.pretrain import pretrain
 from handful.cli.report import report
 from handful.cli.train import train
 from handful.errors import HandfulError
@@ -38,6 +39,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     demo: "The whole way on a made-up data set, in minutes.",
     check: "Read every file; name every problem.",
     plan: "What is decided from the data, and why.",
+    pretrain: "Weights from all images, to start a training from.",
     train: "A segmentation model from few labels.",
     predict: "Label maps for new volumes.",
     evaluate: "Predictions against references.",

@@ -97,7 +97,7 @@ def _read_sheet(path: Path, *, name: str | None = None) -> _Sheet:
 def _settings_of(name: str) -> list[tuple[str, Any, str]]:
     """Return (path for ``--set``, default, the comment beside it) of every setting of a recipe."""
     from handful.training.recipe import resolve
-    from handful.training.run import DEFAULT_STEPS
+    from handful.training.settle import DEFAULT_STEPS
 
     recipe = resolve(name, default_steps=DEFAULT_STEPS)
     rows: list[tuple[str, Any, str]] = []

@@ -58,3 +58,26 @@ MethodName = Annotated[
         metavar="NAME", autocompletion=_method_names, help="One of handful methods, or a dotted module."
     ),
 ]
+RunOut = Annotated[
+    Path, typer.Option("--out", metavar="RUN", help="Folder of the run; an unfinished one goes on exactly.")
+]
+Init = Annotated[Path | None, typer.Option(metavar="RUN", help="Start from the weights of another run.")]
+AdaptChannels = Annotated[
+    bool, typer.Option("--adapt-channels", help="Spread --init's first convolution over other channels.")
+]
+PartialInit = Annotated[
+    bool, typer.Option("--partial-init", help="Accept that less than 99 % of --init's tensors match.")
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option("--recipe", metavar="FILE", help="A recipe.yaml, or the name of one of handful's."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="One setting of the recipe; repeatable."),
+]
+PlanFile = Annotated[Path | None, typer.Option("--plan", metavar="FILE", help="A plan.yaml, perhaps edited.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Length of the training.")]
+MaxTime = Annotated[str | None, typer.Option(metavar="TIME", help="Or its duration: 90s, 20m, 1h30m.")]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard's event files.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Decide and print everything; train nothing.")]

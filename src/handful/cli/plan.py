@@ -59,7 +59,7 @@ def plan(
     table(("decided", "value", "why"), explain(decided))
     if cost:
         from handful.training.cost import measure
-        from handful.training.run import DEFAULT_STEPS
+        from handful.training.settle import DEFAULT_STEPS
 
         found = measure(decided, device=device)
         minutes = found.seconds_per_step * DEFAULT_STEPS / 60

@@ -1,23 +1,33 @@
 """``handful train``: from a folder to a segmentation model."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from handful.cli.console import next_command, say, training_progress
 from handful.cli.options import (
+    AdaptChannels,
     Data,
     Device,
     Draw,
+    DryRun,
+    Init,
     Labels,
+    MaxTime,
     MethodName,
     Overwrite,
+    PartialInit,
     Patients,
+    PlanFile,
     Precision,
     Quiet,
+    RecipeFile,
+    RunOut,
     Seed,
+    Set,
     SplitsFile,
+    Steps,
+    TensorBoard,
     Test,
     Threads,
 )
@@ -26,9 +36,7 @@ from handful.cli.options import (
 def train(
     data: Data,
     *,
-    out: Annotated[
-        Path, typer.Option(metavar="RUN", help="Folder of the run; an unfinished one goes on exactly.")
-    ],
+    out: RunOut,
     method: MethodName = None,
     labels: Labels = None,
     draw: Draw = 0,
@@ -39,31 +47,20 @@ def train(
         typer.Option(metavar="N", min=0, help="Set fold N of the labelled cases aside and score it."),
     ] = None,
     patients: Patients = None,
-    plan: Annotated[Path | None, typer.Option(metavar="FILE", help="A plan.yaml, perhaps edited.")] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A recipe.yaml, of another run perhaps.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="One setting of the recipe; repeatable."),
-    ] = None,
-    init: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Start from the weights of another run.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Length of the training.")] = None,
-    max_time: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Or its duration: 90s, 20m, 1h30m.")
-    ] = None,
+    plan: PlanFile = None,
+    recipe: RecipeFile = None,
+    set_: Set = None,
+    init: Init = None,
+    adapt_channels: AdaptChannels = False,
+    partial_init: PartialInit = False,
+    steps: Steps = None,
+    max_time: MaxTime = None,
     seed: Seed = 0,
     device: Device = "auto",
     precision: Precision = "auto",
     threads: Threads = None,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Also write TensorBoard's event files.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Decide and print everything; train nothing.")
-    ] = False,
+    tensorboard: TensorBoard = False,
+    dry_run: DryRun = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -97,6 +94,8 @@ def train(
             quiet=quiet,
             tensorboard=tensorboard,
             init=init,
+            adapt_channels=adapt_channels,
+            partial_init=partial_init,
             dry_run=dry_run,
             report=report,
         )

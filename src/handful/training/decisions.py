@@ -1,6 +1,7 @@
 """What is settled before training: which cases take part, and the plan made from them."""
 
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,9 +9,11 @@ from handful.data.cases import Case, Dataset
 from handful.data.discover import open_dataset
 from handful.data.fingerprint import make_fingerprint, write_fingerprint
 from handful.data.plan import Plan, make_plan, read_plan, write_plan
+from handful.data.plan_check import check_plan
 from handful.data.splits import Selection, Splits, folds, make_splits, read_splits, validation_rule
 from handful.errors import DataError, UsageError
 from handful.training.folder import RunFolder
+from handful.training.recipe import PlanSettings
 
 IMAGES_FOR_FINGERPRINT = 200
 """Images looked at for spacing and intensities; the plan does not change measurably with more."""
@@ -76,6 +79,7 @@ def decide_plan(
     device: str,
     dims: int | None = None,
     plan: Path | None = None,
+    fixed: PlanSettings | None = None,
     folder: RunFolder | None = None,
 ) -> Plan:
     """Read the plan given, or the one an earlier start of this run made, or make one from the training cases.
@@ -85,6 +89,7 @@ def decide_plan(
         device: kind of device, ``cpu``, ``cuda`` or ``mps``; decides the sizes.
         dims: 2 or 3; None decides from the spacing.
         plan: a file to follow.
+        fixed: what the recipe decides instead of the data.
         folder: where fingerprint and plan are kept.
     """
     if plan is not None:
@@ -96,7 +101,9 @@ def decide_plan(
         fingerprint = make_fingerprint(dataset, selection.labelled, images, threads=os.cpu_count() or 1)
         if folder is not None:
             write_fingerprint(folder.fingerprint, fingerprint)
-        decided = make_plan(fingerprint, dataset, device=device, dims=dims)
+        decided = make_plan(fingerprint, dataset, device=device, dims=(fixed and fixed.dims) or dims)
+    if fixed is not None:
+        decided = _fixed(decided, fixed)
     if folder is not None:
         write_plan(folder.plan, decided)
     if len(decided.channels) != len(dataset.channel_names):
@@ -104,4 +111,15 @@ def decide_plan(
             f"the plan expects {len(decided.channels)} image channels, {dataset.name} has "
             f"{len(dataset.channel_names)} ({', '.join(dataset.channel_names)}); use a plan made from this data."
         )
+    return decided
+
+
+def _fixed(plan: Plan, fixed: PlanSettings) -> Plan:
+    """Put the recipe's values into the plan, with the reason."""
+    values = {name: value for name, value in asdict(fixed).items() if value is not None and name != "dims"}
+    if not values:
+        return plan
+    reasons = {**plan.reasons, **dict.fromkeys(values, "Fixed by the recipe.")}
+    decided = replace(plan, **values, reasons=reasons)
+    check_plan(decided, where="the recipe's section 'plan'")
     return decided

@@ -34,6 +34,8 @@ def asked_of(stage: Stage) -> dict[str, Any]:
         "precision": stage.precision,
         "plan_file": hash_of(read_yaml(stage.plan)) if stage.plan else None,
         "init": hash_of_file(weights_of(stage.init)) if stage.init else None,
+        "adapt_channels": stage.adapt_channels,
+        "partial_init": stage.partial_init,
     }
 
 
@@ -113,7 +115,10 @@ def weights_header(
         "plan": asdict(plan),
         "label_names": list(plan.label_names),
         "data_hash": data_hash,
+        "data_name": stage.dataset.name,
         "labelled": _names(stage)["labelled"],
+        "labels_used": [case.name for case in stage.label_cases],
+        "images_used": [case.name for case in (*stage.selection.labelled, *stage.unlabelled)],
     }
 
 

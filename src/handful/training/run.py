@@ -10,20 +10,16 @@ from handful.artefacts import write_json, write_yaml
 from handful.data.plan import Plan, explain
 from handful.data.splits import write_splits
 from handful.data.store import load_cases
-from handful.device import choose_device, choose_precision, use_threads
 from handful.networks.weights import save_weights
-from handful.training.decisions import choose_cases, decide_plan, set_aside
+from handful.training.decisions import decide_plan
 from handful.training.fabric import make_fabric
 from handful.training.folder import RunFolder
 from handful.training.loop import Progress, fit
-from handful.training.recipe import length_of, resolve
 from handful.training.record import asked_of, is_finished, manifest_of, now, weights_header
+from handful.training.settle import settle
 from handful.training.stage import Stage
 from handful.training.start import build_method, sources, start_from
 from handful.training.watch import draw_progress, watch
-
-DEFAULT_STEPS = 1000
-"""Steps of a run that names neither steps nor a time limit."""
 
 
 def train(
@@ -50,6 +46,8 @@ def train(
     quiet: bool = False,
     tensorboard: bool = False,
     init: Path | None = None,
+    adapt_channels: bool = False,
+    partial_init: bool = False,
     dry_run: bool = False,
     report: Callable[[Progress], None] | None = None,
 ) -> Path:
@@ -81,7 +79,10 @@ def train(
         overwrite: start over where ``out`` holds another run.
         quiet: print nothing.
         tensorboard: also write TensorBoard events (extra ``tensorboard``).
-        init: a run whose weights this one starts from; its plan must give the network the same images.
+        init: a run (of ``pretrain`` or ``train``) whose weights this one starts from; its plan must give the network
+            the same images.
+        adapt_channels: where ``init`` saw another number of input channels, spread its first convolution over ours.
+        partial_init: accept that less than 99 % of the tensors match.
         dry_run: decide and print everything, train nothing.
         report: called with the progress at every row of the metrics.
 
@@ -94,32 +95,110 @@ def train(
     Example:
         >>> run = train(Path("Task04_Hippocampus"), Path("runs/two-labels"), labels="2", test="40", max_time="10m")
     """
-    data, out = Path(data), Path(out)
-    use_threads(threads)
-    where = choose_device(device)
-    exactness = choose_precision(precision, where)
-    resolved = resolve(
-        method, file=recipe, assignments=set_, over=length_of(steps, max_time), default_steps=DEFAULT_STEPS
-    )
-    dataset, parts, selection = choose_cases(
-        data, labels=labels, draw=draw, test=test, splits=splits, seed=seed, patients=patients
-    )
-    selection, validation = set_aside(selection, fold)
-    stage = Stage(
-        data=data,
-        recipe=resolved,
-        dataset=dataset,
-        splits=parts,
-        selection=selection,
-        validation=validation,
+    stage = settle(
+        "train",
+        Path(data),
+        method=method,
         labels=labels,
         draw=draw,
+        test=test,
+        splits=splits,
+        fold=fold,
         seed=seed,
-        device=where,
-        precision=exactness,
+        steps=steps,
+        max_time=max_time,
         plan=plan,
+        patients=patients,
+        recipe=recipe,
+        set_=set_,
+        device=device,
+        precision=precision,
+        threads=threads,
         init=init,
+        adapt_channels=adapt_channels,
+        partial_init=partial_init,
     )
+    out = Path(out)
+    if dry_run:
+        print_decisions(stage)
+    else:
+        run_stage(stage, out, overwrite=overwrite, quiet=quiet, tensorboard=tensorboard, report=report)
+    return out
+
+
+def pretrain(
+    data: Path | str,
+    out: Path | str,
+    *,
+    method: str | None = None,
+    labels: str | None = None,
+    draw: int = 0,
+    test: str | None = None,
+    splits: Path | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    max_time: str | None = None,
+    plan: Path | None = None,
+    patients: str | None = None,
+    recipe: Path | None = None,
+    set_: Sequence[str] = (),
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    tensorboard: bool = False,
+    init: Path | None = None,
+    adapt_channels: bool = False,
+    partial_init: bool = False,
+    dry_run: bool = False,
+    report: Callable[[Progress], None] | None = None,
+) -> Path:
+    """Learn an encoder, perhaps a decoder too, from all training images; ``train(init=...)`` starts from them.
+
+    Give the ``labels``, ``draw``, ``test`` and ``seed`` of the training that follows: then neither a held-out image
+    nor a label outside the budget is learned from.
+
+    Args:
+        data, out, draw, test, splits, seed, steps, max_time, plan, patients, recipe, set_, device, precision, threads,
+            overwrite, quiet, tensorboard, init, adapt_channels, partial_init, dry_run, report: as for ``train``.
+        method: a pre-training method (``handful methods``), or None if the recipe names it.
+        labels: budget of a method that learns from labels too; None is every label.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UsageError, DataError, RunError: in words, with what to do.
+
+    Example:
+        >>> run = pretrain("Task04_Hippocampus", "runs/pcl", method="pcl", test="40", steps=500)  # doctest: +SKIP
+        >>> train("Task04_Hippocampus", "runs/two", init=run, labels="2", test="40")  # doctest: +SKIP
+    """
+    stage = settle(
+        "pretrain",
+        Path(data),
+        method=method,
+        labels=labels,
+        draw=draw,
+        test=test,
+        splits=splits,
+        fold=None,
+        seed=seed,
+        steps=steps,
+        max_time=max_time,
+        plan=plan,
+        patients=patients,
+        recipe=recipe,
+        set_=set_,
+        device=device,
+        precision=precision,
+        threads=threads,
+        init=init,
+        adapt_channels=adapt_channels,
+        partial_init=partial_init,
+    )
+    out = Path(out)
     if dry_run:
         print_decisions(stage)
     else:
@@ -130,7 +209,9 @@ def train(
 def print_decisions(stage: Stage) -> None:
     """Print the plan of a training and what it would learn from, writing nothing."""
     asked_of(stage)  # reads what the training would read, so that it is refused now
-    plan = decide_plan(stage.dataset, stage.selection, device=stage.device.type, plan=stage.plan)
+    plan = decide_plan(
+        stage.dataset, stage.selection, device=stage.device.type, plan=stage.plan, fixed=stage.recipe.plan
+    )
     for what, value, why in explain(plan):
         print(f"{what}: {value}  ({why})")
     print(f"{stage.describe()}; nothing trained.")
@@ -164,7 +245,12 @@ def run_stage(
             )
         write_splits(folder.splits, stage.splits)
         plan = decide_plan(
-            stage.dataset, stage.selection, device=stage.device.type, plan=stage.plan, folder=folder
+            stage.dataset,
+            stage.selection,
+            device=stage.device.type,
+            plan=stage.plan,
+            fixed=stage.recipe.plan,
+            folder=folder,
         )
         data_hash = asked["data"]["hash"]
         manifest = manifest_of(stage, data_hash)
@@ -203,7 +289,8 @@ def learn(
     )
     method, architecture = build_method(stage.recipe, plan, stage.seed)
     if stage.init is not None:
-        folder.say(start_from(stage.init, method, plan))
+        for line in start_from(stage, method, plan):
+            folder.say(line)
     parts = fit(
         method,
         sources(
@@ -214,7 +301,10 @@ def learn(
             device=stage.device,
             seed=stage.seed,
         ),
-        settings=stage.recipe.loop,
+        settings=stage.recipe.loop.in_steps(
+            images=sum(case.image.shape[1] for case in loaded.cases) if plan.dims == 2 else len(loaded.cases),
+            batch=getattr(stage.recipe.method, "batch", plan.batch),
+        ),
         fabric=make_fabric(stage.device, stage.precision),
         folder=folder,
         seed=stage.seed,

@@ -31,6 +31,8 @@ class Stage:
         precision: Lightning's name of one.
         plan: a file to follow; None makes a plan from the cases that train.
         init: a run whose weights this one starts from.
+        adapt_channels: whether its first convolution may be spread over another number of input channels.
+        partial_init: whether less than 99 % of the tensors may match.
 
     Raises:
         DataError: the method learns from labels and there are none.
@@ -49,6 +51,8 @@ class Stage:
     precision: str
     plan: Path | None = None
     init: Path | None = None
+    adapt_channels: bool = False
+    partial_init: bool = False
 
     def __post_init__(self) -> None:
         if self.method.needs.labels and not self.selection.labelled:
@@ -62,6 +66,12 @@ class Stage:
         """The class that trains; the recipe holds its settings."""
         method: type[Method] = load_method(self.recipe.name).METHOD
         return method
+
+    @property
+    def label_cases(self) -> tuple[Case, ...]:
+        """The cases whose labels the method learns from."""
+        needs = self.method.needs
+        return tuple(self.selection.labelled) if needs.labels or needs.optional_labels else ()
 
     @property
     def unlabelled(self) -> tuple[Case, ...]:

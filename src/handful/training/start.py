@@ -1,12 +1,12 @@
 """What a training starts with: the planned network in its method, another run's weights, the cases to draw from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from handful.artefacts import hash_of
 from handful.data.plan import Plan
@@ -18,38 +18,146 @@ from handful.networks.build import build_network, unet_architecture
 from handful.networks.weights import load_into, load_weights
 from handful.training.folder import weights_of
 from handful.training.recipe import Recipe
+from handful.training.stage import Stage
 
 
 def build_method(recipe: Recipe, plan: Plan, seed: int) -> tuple[Method, dict[str, Any]]:
     """Build the planned network inside its method, weights drawn from ``seed``; also return the architecture."""
     torch.manual_seed(seed)
     sizes = asdict(plan.network)
-    architecture = unet_architecture(
-        dims=plan.dims, in_channels=len(plan.channels), classes=len(plan.label_values), **sizes
-    )
+    channels, classes = len(plan.channels), len(plan.label_values)
+    if recipe.network.preset is None:
+        architecture = unet_architecture(dims=plan.dims, in_channels=channels, classes=classes, **sizes)
+    else:
+        name = f"preset:{recipe.network.preset}"
+        architecture = {"name": name, "dims": plan.dims, "in_channels": channels, "classes": classes}
     network: nn.Module = build_network(architecture)
     method: Method = load_method(recipe.name).METHOD(network, recipe.method)
     return method, architecture
 
 
-def start_from(init: Path, method: Method, plan: Plan) -> str:
-    """Load another run's network into this one's and say how much of it matched.
+def start_from(stage: Stage, method: Method, plan: Plan) -> list[str]:
+    """Load the parts that another run exported into the same parts of this one, and say how much of each matched.
+
+    A segmentation network counts as its encoder and decoder where only those are wanted.
 
     Raises:
-        UsageError: its weights were trained on differently made images, or hold no segmentation network.
+        UsageError: its weights were trained on differently made images, or with labels of cases held out here, or
+            share no part with this method.
+        DataError: less than 99 % of a part's tensors match (unless ``stage.partial_init``).
     """
-    parts, metadata = load_weights(weights_of(init))
-    theirs = metadata.get("plan", {})
-    for field in ("dims", "axes", "spacing_mm"):
-        mine = asdict(plan)[field]
-        if hash_of(theirs.get(field)) != hash_of(mine):
+    init = stage.init
+    assert init is not None
+    states, metadata = load_weights(weights_of(init))
+    _check_images(init, metadata, plan, adapt_channels=stage.adapt_channels)
+    said = _check_cases(init, metadata, stage)
+    targets, states = _parts(method.exports()), _part_states(states)
+    shared = [name for name in targets if name in states]
+    if "segmenter" in shared:
+        shared = ["segmenter"]
+    if not shared:
+        raise UsageError(
+            f"--init {init}: it holds {', '.join(states)}; '{stage.recipe.name}' trains {', '.join(targets)}."
+        )
+    for name in shared:
+        state = states[name]
+        if stage.adapt_channels:
+            state = _adapted(state, targets[name])
+        report = load_into(targets[name], state, partial=stage.partial_init)
+        said.append(f"{name} from {init} ({metadata.get('method')}): {report}")
+    fresh = [
+        n for n in ("encoder", "decoder") if n in targets and n not in shared and shared != ["segmenter"]
+    ]
+    if fresh:
+        said.append(f"{' and '.join(fresh)} start{'s' if len(fresh) == 1 else ''} untrained")
+    return said
+
+
+def _check_images(init: Path, metadata: Mapping[str, Any], plan: Plan, *, adapt_channels: bool) -> None:
+    """Refuse weights that saw images made in another way."""
+    theirs, mine = dict(metadata.get("plan", {})), asdict(plan)
+    differing = [f for f in ("dims", "axes", "spacing_mm") if hash_of(theirs.get(f)) != hash_of(mine[f])]
+    channels = [theirs.get("channels", []), mine["channels"]]
+    if len(channels[0]) != len(channels[1]):
+        if not adapt_channels:
             raise UsageError(
-                f"--init {init}: its plan has {field} = {theirs.get(field)}, this run's plan has {mine}; its weights "
-                f"would see other images. Train with its plan: --plan {init / 'plan.yaml'}."
+                f"--init {init}: it was trained on {len(channels[0])} image channels, this data has "
+                f"{len(channels[1])}. --adapt-channels spreads its first convolution over them."
             )
-    if "segmenter" not in parts:
-        raise UsageError(f"--init {init}: it holds {', '.join(parts)}, not a segmentation network.")
-    return f"started from {init}: {load_into(method.exports()['segmenter'], parts['segmenter'])}"
+    elif hash_of(channels[0]) != hash_of(channels[1]):
+        differing.append("channels")
+    if differing:
+        field = differing[0]
+        raise UsageError(
+            f"--init {init}: its plan has {field} = {theirs.get(field)}, this run's plan has {mine[field]}; its "
+            f"weights would see other images. Train with its plan: --plan {init / 'plan.yaml'}, or pre-train with "
+            "this run's --labels, --test and --seed."
+        )
+
+
+def _check_cases(init: Path, metadata: Mapping[str, Any], stage: Stage) -> list[str]:
+    """Refuse weights that learned from labels held out here; say what else they have seen."""
+    if metadata.get("data_name") != stage.dataset.name:
+        return [f"{init} was trained on {metadata.get('data_name')}"]
+    used, seen = set(metadata.get("labels_used", [])), set(metadata.get("images_used", []))
+    aside = {case.name for case in (*stage.selection.test, *stage.validation)}
+    if used & aside:
+        raise UsageError(
+            f"--init {init}: it learned from the labels of {len(used & aside)} cases that this run holds out "
+            f"({', '.join(sorted(used & aside)[:3])}). Pre-train with the same --test, --seed and --labels."
+        )
+    said = []
+    beyond = used - {case.name for case in stage.selection.labelled}
+    if beyond:
+        said.append(
+            f"{init} learned from the labels of {len(beyond)} cases outside this run's budget: "
+            "compare it with runs of that budget only."
+        )
+    if seen & aside:
+        said.append(
+            f"{init} has seen the images (not the labels) of {len(seen & aside)} cases that are held out here."
+        )
+    return said
+
+
+def _parts(exports: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Add the encoder and decoder of a segmentation network to what a method exports."""
+    parts = dict(exports)
+    for name in ("encoder", "decoder"):
+        inner = getattr(parts.get("segmenter"), name, None)
+        if isinstance(inner, nn.Module):
+            parts[name] = inner
+    return parts
+
+
+def _part_states(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """Do the same for weights on disk."""
+    parts = {name: dict(state) for name, state in states.items()}
+    for name in ("encoder", "decoder"):
+        inner = {
+            key.removeprefix(f"{name}."): value
+            for key, value in parts.get("segmenter", {}).items()
+            if key.startswith(f"{name}.")
+        }
+        if inner:
+            parts[name] = inner
+    return parts
+
+
+def _adapted(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Spread kernels over another number of input channels: their mean, so that equal channels give the same sum."""
+    own, adapted = module.state_dict(), dict(state)
+    for name, value in state.items():
+        wanted = own.get(name)
+        if wanted is None or wanted.ndim < 3 or wanted.ndim != value.ndim:
+            continue
+        if (
+            wanted.shape != value.shape
+            and wanted.shape[:1] + wanted.shape[2:] == value.shape[:1] + value.shape[2:]
+        ):
+            share = value.shape[1] / wanted.shape[1]
+            adapted[name] = (value.mean(1, keepdim=True) * share).expand(wanted.shape).clone()
+    return adapted
 
 
 def sources(

@@ -1,0 +1,107 @@
+"""``handful pretrain``: from a folder to weights that a training starts from."""
+
+from handful.cli.console import next_command, say, training_progress
+from handful.cli.options import (
+    AdaptChannels,
+    Data,
+    Device,
+    Draw,
+    DryRun,
+    Init,
+    Labels,
+    MaxTime,
+    MethodName,
+    Overwrite,
+    PartialInit,
+    Patients,
+    PlanFile,
+    Precision,
+    Quiet,
+    RecipeFile,
+    RunOut,
+    Seed,
+    Set,
+    SplitsFile,
+    Steps,
+    TensorBoard,
+    Test,
+    Threads,
+)
+
+
+def pretrain(
+    data: Data,
+    *,
+    out: RunOut,
+    method: MethodName = None,
+    labels: Labels = None,
+    draw: Draw = 0,
+    test: Test = None,
+    splits: SplitsFile = None,
+    patients: Patients = None,
+    plan: PlanFile = None,
+    recipe: RecipeFile = None,
+    set_: Set = None,
+    init: Init = None,
+    adapt_channels: AdaptChannels = False,
+    partial_init: PartialInit = False,
+    steps: Steps = None,
+    max_time: MaxTime = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    threads: Threads = None,
+    tensorboard: TensorBoard = False,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Learn an encoder, perhaps a decoder too, from all images; handful train --init RUN starts from them.
+
+    Give the --labels, --draw, --test and --seed of the training that follows: then neither a held-out image nor a label
+    outside the budget is learned from. The same command with the same --out continues an unfinished run.
+    """
+    from handful.training import run
+
+    with training_progress(quiet=quiet or dry_run) as report:
+        run.pretrain(
+            data,
+            out,
+            method=method,
+            labels=labels,
+            draw=draw,
+            test=test,
+            splits=splits,
+            seed=seed,
+            steps=steps,
+            max_time=max_time,
+            plan=plan,
+            patients=patients,
+            recipe=recipe,
+            set_=set_ or (),
+            device=device,
+            precision=precision,
+            threads=threads,
+            overwrite=overwrite,
+            quiet=quiet,
+            tensorboard=tensorboard,
+            init=init,
+            adapt_channels=adapt_channels,
+            partial_init=partial_init,
+            dry_run=dry_run,
+            report=report,
+        )
+    if quiet:
+        return
+    if dry_run:
+        say("Nothing was trained; the same command without --dry-run does it.")
+        return
+    same = [
+        word
+        for option, value in (("--labels", labels), ("--test", test))
+        if value is not None
+        for word in (option, value)
+    ]
+    next_command(
+        "handful", "train", data, "--init", out, *same, "--out", out.with_name(f"{out.name}-trained")
+    )

@@ -1,0 +1,103 @@
+"""From the words of a command to one training, everything settled and checked before anything is written."""
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from handful.device import choose_device, choose_precision, use_threads
+from handful.errors import UsageError, nearest
+from handful.methods import load_method, method_names
+from handful.training.decisions import choose_cases, set_aside
+from handful.training.recipe import length_of, resolve
+from handful.training.stage import Stage
+
+DEFAULT_STEPS = 1000
+"""Steps of a run that names neither steps nor a time limit."""
+
+
+def settle(
+    kind: Literal["train", "pretrain"],
+    data: Path,
+    *,
+    method: str | None,
+    labels: str | None,
+    draw: int,
+    test: str | None,
+    splits: Path | None,
+    fold: int | None,
+    seed: int,
+    steps: int | None,
+    max_time: str | None,
+    plan: Path | None,
+    patients: str | None,
+    recipe: Path | None,
+    set_: Sequence[str],
+    device: str,
+    precision: str,
+    threads: int | None,
+    init: Path | None,
+    adapt_channels: bool,
+    partial_init: bool,
+) -> Stage:
+    """Resolve the recipe, open and divide the data, choose the device; see ``run.train`` for the arguments.
+
+    Raises:
+        UsageError, DataError: in words, with what to do.
+    """
+    use_threads(threads)
+    where = choose_device(device)
+    file = None if recipe is None else find_recipe(recipe)
+    if kind == "pretrain" and method is None and file is None:
+        raise UsageError(f"name a pre-training method: --method {', '.join(_of_kind(kind))}.")
+    resolved = resolve(
+        method, file=file, assignments=set_, over=length_of(steps, max_time), default_steps=DEFAULT_STEPS
+    )
+    found = load_method(resolved.name).METHOD.kind
+    if found != kind:
+        raise UsageError(
+            f"method '{resolved.name}' is one for handful {found}, not for handful {kind}; "
+            f"there are {', '.join(_of_kind(kind))}."
+        )
+    dataset, parts, selection = choose_cases(
+        data, labels=labels, draw=draw, test=test, splits=splits, seed=seed, patients=patients
+    )
+    selection, validation = set_aside(selection, fold)
+    return Stage(
+        data=data,
+        recipe=resolved,
+        dataset=dataset,
+        splits=parts,
+        selection=selection,
+        validation=validation,
+        labels=labels,
+        draw=draw,
+        seed=seed,
+        device=where,
+        precision=choose_precision(precision, where),
+        plan=plan,
+        init=init,
+        adapt_channels=adapt_channels,
+        partial_init=partial_init,
+    )
+
+
+def find_recipe(recipe: Path) -> Path:
+    """Return the file as it is named, or the recipe of that name that comes with handful.
+
+    Raises:
+        UsageError: neither exists; the nearest name is given.
+    """
+    if recipe.exists():
+        return recipe
+    folder = Path(str(resources.files("handful") / "recipes"))
+    names = sorted(file.stem for file in folder.glob("*.yaml"))
+    if recipe.name in names:
+        return folder / f"{recipe.name}.yaml"
+    raise UsageError(
+        f"--recipe {recipe}: no such file, and no recipe of handful: {nearest(recipe.name, names)}"
+    )
+
+
+def _of_kind(kind: str) -> list[str]:
+    return [name for name in method_names() if load_method(name).METHOD.kind == kind]

@@ -1,0 +1,139 @@
+"""Laws of handing weights over: exactly the exported parts arrive, counted; what must not be used is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from handful.errors import DataError, UsageError
+from handful.inference.predict import predict
+from handful.networks.weights import read_metadata
+from handful.training.run import pretrain, train
+from handful.training.start import _adapted
+
+STILL = ("loop.lr=1e-12", "loop.ema_horizon=0", "loop.weight_decay=0")
+SMALL = ("method.batch=4",)
+
+
+def quick(data: Path, out: Path, **changes: object) -> Path:
+    options: dict[str, object] = {"labels": "2", "steps": 2, "threads": 1, "quiet": True, "device": "cpu"}
+    step = pretrain if changes.pop("pre", False) else train
+    return step(data, out, **(options | changes))  # type: ignore[arg-type]
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def pretrained(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("pretrained") / "pcl"
+    return quick(phantom_folder, out, pre=True, method="pcl", set_=SMALL)
+
+
+def test_a_pretraining_exports_its_parts_and_says_what_it_used(
+    phantom_folder: Path, pretrained: Path
+) -> None:
+    assert {name.split(".")[0] for name in tensors(pretrained)} == {"encoder"}
+    metadata = read_metadata(pretrained / "weights.safetensors")
+    manifest = json.loads((pretrained / "manifest.json").read_text())["cases"]
+    assert metadata["labels_used"] == []
+    assert set(metadata["images_used"]) == {*manifest["labelled"], *manifest["unlabelled"]}
+    assert not set(metadata["images_used"]) & set(manifest["test"])
+
+
+def test_training_starts_from_exactly_the_exported_encoder(
+    phantom_folder: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    run = quick(phantom_folder, tmp_path / "run", steps=1, init=pretrained, set_=STILL)
+    cold = quick(phantom_folder, tmp_path / "cold", steps=1, set_=STILL)
+    after, scratch = tensors(run), tensors(cold)
+    names = [name for name in tensors(pretrained) if "running" not in name and "tracked" not in name]
+    assert len(names) > 10
+    for name in names:
+        assert torch.allclose(after[f"segmenter.{name}"], tensors(pretrained)[name], atol=1e-7), name
+    kernels = [name for name in names if tensors(pretrained)[name].ndim > 1]
+    assert not any(
+        torch.allclose(scratch[f"segmenter.{name}"], tensors(pretrained)[name]) for name in kernels
+    )
+    decoder = [n for n in after if ".decoder." in n and "running" not in n and "tracked" not in n]
+    assert all(torch.allclose(after[n], scratch[n], atol=1e-7) for n in decoder)
+    log = (run / "log.txt").read_text()
+    assert "loaded" in log
+    assert "decoder starts untrained" in log
+
+
+def test_a_pretraining_can_start_from_a_segmentation_network(
+    phantom_folder: Path, tmp_path: Path, pretrained: Path
+) -> None:
+    first = quick(phantom_folder, tmp_path / "train", steps=1)
+    again = quick(phantom_folder, tmp_path / "pcl", pre=True, method="pcl", init=first, set_=(*STILL, *SMALL))
+    for name, value in tensors(again).items():
+        if "running" not in name and "tracked" not in name:
+            assert torch.allclose(value, tensors(first)[f"segmenter.{name}"], atol=1e-6), name
+
+
+def test_each_command_refuses_the_other_kind_of_method(phantom_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'pcl' is one for handful pretrain"):
+        quick(phantom_folder, tmp_path / "a", method="pcl")
+    with pytest.raises(UsageError, match="'supervised' is one for handful train"):
+        quick(phantom_folder, tmp_path / "b", pre=True, method="supervised")
+    with pytest.raises(UsageError, match="name a pre-training method"):
+        quick(phantom_folder, tmp_path / "c", pre=True)
+    with pytest.raises(UsageError, match="no recipe of handful"):
+        quick(phantom_folder, tmp_path / "d", pre=True, recipe=Path("nonsense"))
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_pretraining_cannot_predict(phantom_folder: Path, pretrained: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="it cannot predict"):
+        predict(pretrained, phantom_folder, tmp_path)
+
+
+def test_labels_of_held_out_cases_in_the_start_are_refused(phantom_folder: Path, tmp_path: Path) -> None:
+    leaky = quick(
+        phantom_folder, tmp_path / "leaky", pre=True, method="supervised_pretrain", labels=None, steps=1
+    )
+    cases = json.loads((leaky / "manifest.json").read_text())["cases"]["labelled"]
+    (tmp_path / "test.txt").write_text(f"{cases[0]}\n")
+    with pytest.raises(UsageError, match="learned from the labels of 1 cases that this run holds out"):
+        quick(phantom_folder, tmp_path / "run", init=leaky, test=f"@{tmp_path / 'test.txt'}", steps=1)
+    beyond = quick(phantom_folder, tmp_path / "beyond", init=leaky, labels="1", steps=1)
+    assert "outside this run's budget" in (beyond / "log.txt").read_text()
+
+
+def test_images_made_otherwise_are_refused_with_both_plans(
+    phantom_folder: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    text = (pretrained / "plan.yaml").read_text()
+    other = tmp_path / "plan.yaml"
+    lines = [
+        "spacing_mm: [9.0, 9.0, 9.0]" if line.startswith("spacing_mm:") else line
+        for line in text.splitlines()
+    ]
+    other.write_text("\n".join(lines))
+    with pytest.raises(UsageError, match=r"spacing_mm = .*9\.0"):
+        quick(phantom_folder, tmp_path / "run", init=pretrained, plan=other)
+
+
+def test_another_network_is_refused_by_count_unless_asked_for(
+    phantom_folder: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    preset = ("network.preset=genesis",) if "dims: 3" in (pretrained / "plan.yaml").read_text() else (
+        "network.preset=pcl-32",
+    )  # fmt: skip
+    with pytest.raises(DataError, match="do not fit the network: loaded"):
+        quick(phantom_folder, tmp_path / "run", init=pretrained, steps=1, set_=preset)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_an_adapted_first_convolution_sees_equal_channels_alike(channels: int) -> None:
+    first, other = nn.Conv2d(2, 3, 3), nn.Conv2d(channels, 3, 3)
+    other.load_state_dict(_adapted(first.state_dict(), other))
+    image = torch.randn(1, 1, 6, 6)
+    assert torch.allclose(
+        first(image.expand(1, 2, 6, 6)), other(image.expand(1, channels, 6, 6) * 2 / 2), atol=1e-5
+    )
