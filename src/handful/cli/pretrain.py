@@ -56,7 +56,7 @@ def pretrain(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Learn an encoder, perhaps a decoder too, from all images; handful train --init RUN starts from them.
+    """Learn an encoder, perhaps a decoder too, from all images, for a training to start from (train --init).
 
     Give the --labels, --draw, --test and --seed of the training that follows: then neither a held-out image nor a label
     outside the budget is learned from. The same command with the same --out continues an unfinished run.
