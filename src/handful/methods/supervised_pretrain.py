@@ -18,7 +18,7 @@ from torch import nn
 from handful.batches import SegmentationBatch
 from handful.data.sampling import Source
 from handful.errors import UsageError
-from handful.losses.segmentation import cross_entropy, deep_supervision, soft_dice_loss
+from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.parts import parts_of
 from handful.networks.unet import UNet
@@ -68,8 +68,8 @@ class SupervisedPretrain(Method):
         levels = (
             self.network.deep(batch.image) if isinstance(self.network, UNet) else [self.network(batch.image)]
         )
-        dice = deep_supervision(levels, batch.label, soft_dice_loss)
-        entropy = deep_supervision(levels, batch.label, partial(cross_entropy, balance=self.settings.balance))
+        both = partial(dice_and_cross_entropy, balance=self.settings.balance)
+        dice, entropy = deep_supervision(levels, batch.label, both)
         terms = {
             "dice_loss": self.settings.dice_weight * dice,
             "cross_entropy": self.settings.cross_entropy_weight * entropy,
