@@ -268,3 +268,17 @@ def test_a_fully_balanced_cross_entropy_does_not_see_how_large_a_class_is() -> N
     assert cross_entropy(logits, torch.full((1, 1, 2), -1), balance=0.5).item() == 0
     with pytest.raises(ValueError, match="balance lies in"):
         cross_entropy(logits, once, balance=1.5)
+
+
+def test_a_million_pixels_are_summed_to_float32_precision() -> None:
+    """Added one by one, each new probability is small beside the sum and loses its last digits."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(1, 2, 128, 128, 64, generator=generator)
+    label = torch.zeros(1, 128, 128, 64, dtype=torch.int64)
+    label[:, :, :50] = 1
+    torch.testing.assert_close(
+        dice_and_cross_entropy(logits, label, balance=0.5).double(),
+        dice_and_cross_entropy(logits.double(), label, balance=0.5),
+        rtol=1e-6,
+        atol=0,
+    )

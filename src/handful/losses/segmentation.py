@@ -10,6 +10,7 @@ can still be differentiated.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +39,8 @@ def dice_ce(
     dice, entropy = dice_and_cross_entropy(
         logits, label, include_background=include_background, squared=squared, smooth=smooth, batch=batch
     )
-    return dice_weight * dice + cross_entropy_weight * entropy
+    total: Tensor = dice_weight * dice + cross_entropy_weight * entropy
+    return total
 
 
 def dice_and_cross_entropy(
@@ -60,9 +62,9 @@ def dice_and_cross_entropy(
         >>> dice_and_cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]]))
         tensor([0.5000, 0.6931])
     """
-    log_p, members = _log_softmax(logits, label)
-    dice = _dice(log_p.exp(), members, include_background, squared, smooth, batch)
-    return torch.stack([dice, _cross_entropy(log_p, members, balance)])
+    sums = _sums(logits, label, squared=squared)
+    dice = _dice(sums, include_background=include_background, smooth=smooth, batch=batch)
+    return torch.stack([dice, _cross_entropy(sums, balance=balance)])
 
 
 def soft_dice_loss(
@@ -94,8 +96,8 @@ def soft_dice_loss(
         Milletari et al., 2016. https://arxiv.org/abs/1606.04797
         Drozdzal et al., 2016. https://arxiv.org/abs/1608.04117
     """
-    log_p, members = _log_softmax(logits, label)
-    return _dice(log_p.exp(), members, include_background, squared, smooth, batch)
+    sums = _sums(logits, label, squared=squared)
+    return _dice(sums, include_background=include_background, smooth=smooth, batch=batch)
 
 
 def cross_entropy(logits: Tensor, label: Tensor, *, balance: float = 0.0) -> Tensor:
@@ -112,8 +114,7 @@ def cross_entropy(logits: Tensor, label: Tensor, *, balance: float = 0.0) -> Ten
     Raises:
         ValueError: shapes that do not fit, or ``balance`` outside [0, 1].
     """
-    log_p, members = _log_softmax(logits, label)
-    return _cross_entropy(log_p, members, balance)
+    return _cross_entropy(_sums(logits, label), balance=balance)
 
 
 def deep_supervision(
@@ -157,8 +158,24 @@ def downsampled(label: Tensor, size: Sequence[int]) -> Tensor:
     return label[(slice(None), *(slice(None, None, f // s) for f, s in zip(full, size)))]
 
 
-def _log_softmax(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log probabilities (B, K, N), in float32 at least, and which class each pixel is of (B, K, N) bool."""
+class _Sums(NamedTuple):
+    """Sums over the known pixels of each image, (B, K) each.
+
+    Attributes:
+        pixels: of the class.
+        overlap: probabilities of the class at its own pixels.
+        predicted: probabilities of the class, or their squares, at all pixels.
+        surprise: -log probability of the class at its own pixels.
+    """
+
+    pixels: Tensor
+    overlap: Tensor
+    predicted: Tensor
+    surprise: Tensor
+
+
+def _sums(logits: Tensor, label: Tensor, *, squared: bool = False) -> _Sums:
+    """Return all that both losses are made of, in float32 at least, from one softmax and without a one-hot label."""
     if logits.ndim < 3 or label.shape != logits.shape[:1] + logits.shape[2:]:
         raise ValueError(
             f"logits (B, K, *S) and label (B, *S) do not fit: found {tuple(logits.shape)} and {tuple(label.shape)}."
@@ -166,35 +183,36 @@ def _log_softmax(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     if label.dtype != torch.int64:
         raise ValueError(f"labels must be int64 class indices, found {label.dtype}.")
     precise = logits if logits.dtype == torch.float64 else logits.float()
-    log_p = precise.log_softmax(1).flatten(2)
-    index = label.flatten(1).unsqueeze(1)
+    log_p = precise.log_softmax(1).reshape(*logits.shape[:3], -1)
+    index = label.reshape(*label.shape[:2], -1)
     known = index != IGNORE
-    members = torch.zeros_like(log_p, dtype=torch.bool).scatter_(1, index.where(known, 0), known)
-    return log_p, members
+    index = index.where(known, 0)
+    chosen = log_p.gather(1, index.unsqueeze(1)).squeeze(1)
+    p = log_p.exp()
+    weight = known.to(p.dtype)
+    # slice by slice, then over slices: adding up millions of numbers one by one would lose the small ones
+    empty = p.new_zeros(*index.shape[:2], p.shape[1])
+    pixels, overlap, surprise = (
+        empty.scatter_add(2, index, values).sum(1)
+        for values in (weight, weight * chosen.exp(), -weight * chosen)
+    )
+    predicted = ((p.square() if squared else p) * weight.unsqueeze(1)).sum((2, 3))
+    return _Sums(pixels, overlap, predicted, surprise)
 
 
-def _dice(
-    p: Tensor, members: Tensor, include_background: bool, squared: bool, smooth: float, batch: bool
-) -> Tensor:
-    """Return ``soft_dice_loss`` of probabilities (B, K, N)."""
+def _dice(sums: _Sums, *, include_background: bool, smooth: float, batch: bool) -> Tensor:
     if smooth <= 0:
         raise ValueError(
             f"smooth must be positive (a class that is absent and not predicted is 0/0 without), found {smooth}."
         )
-    reference = members.sum(2).to(p.dtype)
-    overlap = p.where(members, 0).sum(2)
-    predicted = (p.square() if squared else p).where(members.any(1, keepdim=True), 0).sum(2)
-    if batch:
-        reference, overlap, predicted = reference.sum(0), overlap.sum(0), predicted.sum(0)
-    dice = (2 * overlap + smooth) / (predicted + reference + smooth)
+    pixels, overlap, predicted, _ = (each.sum(0) if batch else each for each in sums)
+    dice = (2 * overlap + smooth) / (predicted + pixels + smooth)
     return 1 - dice[..., 0 if include_background else 1 :].mean()
 
 
-def _cross_entropy(log_p: Tensor, members: Tensor, balance: float) -> Tensor:
-    """Return ``cross_entropy`` of log probabilities (B, K, N)."""
+def _cross_entropy(sums: _Sums, *, balance: float) -> Tensor:
     if not 0 <= balance <= 1:
         raise ValueError(f"balance lies in [0, 1], found {balance}.")
-    counts = members.sum((0, 2)).to(log_p.dtype)
-    totals = -log_p.where(members, 0).sum((0, 2))
-    weights = counts.clamp(min=1) ** -balance
-    return (weights * totals).sum() / (weights * counts).sum().clamp(min=torch.finfo(log_p.dtype).tiny)
+    pixels, surprise = sums.pixels.sum(0), sums.surprise.sum(0)
+    weight = pixels.clamp(min=1) ** -balance
+    return (weight * surprise).sum() / (weight * pixels).sum().clamp(min=torch.finfo(pixels.dtype).tiny)
