@@ -46,10 +46,7 @@ class Settings:
 
     temperature: float = 0.2  # v2
     queue: int = 4096  # the paper: 65536, a twentieth of its 1.3 million images
-    decay: float = 0.999  # the paper's
-    warm_up: bool = (
-        True  # ours: 0.999 forgets the random start within thousands of steps, a short run has fewer
-    )
+    decay: float = 0.99  # the paper: 0.999 over a million steps, too slow for thousands
     batch_negatives: bool = True  # ours: there is contrast from the first step on; the paper: the queue alone
     random_start: bool = False  # ours: random directions teach nothing; released code: true
     batch: int = 16  # the paper: 256
