@@ -6,6 +6,7 @@ import torch
 from golden_values import golden
 from handful.losses.mixing import (
     box_mask,
+    box_masks,
     class_mask,
     cut_out,
     half_box_mask,
@@ -64,6 +65,27 @@ def test_boxes_say_what_they_cover() -> None:
     assert box_mask((4, 6), 1.0, generator=generator)[0].all()
     with pytest.raises(ValueError, match="in \\[0, 1\\]"):
         box_mask((4, 6), 1.5, generator=generator)
+
+
+@pytest.mark.parametrize("size", [(40, 56), (24, 40, 32)])
+def test_boxes_of_a_batch_differ_and_keep_to_their_share(size: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = box_masks(40, size, share=(0.1, 0.4), generator=generator)
+    shares = (~masks).flatten(1).double().mean(1)
+    assert 0.08 < shares.min() < 0.16
+    assert 0.34 < shares.max() < 0.44
+    for box in ~masks:
+        where = box.nonzero()
+        assert (where.amax(0) - where.amin(0) + 1).prod() == len(where), "a box has no holes"
+    exact = box_masks(3, size, share=((2 / 3) ** len(size),) * 2, generator=generator)
+    for box in ~exact:  # two thirds of each side
+        extent = box.nonzero().amax(0) - box.nonzero().amin(0) + 1
+        assert extent.tolist() == [round(side * 2 / 3) for side in size]
+    assert box_masks(5, size, share=(0.5, 0.5), probability=0.0, generator=generator).all()
+    some = box_masks(60, size, share=(0.5, 0.5), probability=0.5, generator=generator).flatten(1).all(1)
+    assert 15 < some.sum() < 45
+    with pytest.raises(ValueError, match="range within"):
+        box_masks(2, size, share=(0.5, 0.2), generator=generator)
 
 
 def test_cutmix_by_hand() -> None:

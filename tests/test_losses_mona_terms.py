@@ -10,7 +10,7 @@ from golden_values import golden
 from handful.data.augment.diffeomorphic import warp
 from handful.losses.equivariance import anatomy, masked_divergence, warp_consistency
 from handful.losses.neighbours import nearest_neighbours, pooled
-from handful.losses.pseudo_label import pseudo_label_cross_entropy
+from handful.losses.pseudo_label import pseudo_label, pseudo_label_cross_entropy
 
 
 def leaf(x: Tensor) -> Tensor:
@@ -125,6 +125,16 @@ def test_equivariance_obeys_its_laws() -> None:
 
 
 # Pseudo-labels.
+
+
+def test_a_pseudo_label_is_the_most_probable_class_where_it_is_probable_enough() -> None:
+    p = torch.tensor([[0.90, 0.05, 0.05], [0.30, 0.40, 0.30], [0.05, 0.20, 0.75]]).T.reshape(1, 3, 3, 1)
+    logits = p.log()
+    assert pseudo_label(logits).flatten().tolist() == [0, 1, 2]
+    assert pseudo_label(logits, threshold=0.7).flatten().tolist() == [0, -1, 2]
+    assert pseudo_label(logits.requires_grad_(), threshold=0.95).eq(-1).all()
+    with pytest.raises(ValueError, match="probability"):
+        pseudo_label(logits, threshold=1.5)
 
 
 def test_pseudo_labels_are_the_published_ones() -> None:

@@ -40,7 +40,8 @@ from handful.losses.mixcl import (
 )
 from handful.losses.neighbours import nearest_neighbours
 from handful.losses.pixel import pixel_contrast
-from handful.losses.pseudo_label import pseudo_label_cross_entropy
+from handful.losses.pseudo_label import pseudo_label, pseudo_label_cross_entropy
+from handful.losses.pyramid import pyramid_consistency
 from handful.losses.reconstruction import reconstruction_error
 from handful.losses.relational import relation, window_relation
 
@@ -75,7 +76,9 @@ __all__ = [
     "pixel_contrast",
     "pixel_contrast_across_processes",
     "positional_contrast",
+    "pseudo_label",
     "pseudo_label_cross_entropy",
+    "pyramid_consistency",
     "query_contrast",
     "queue_info_nce",
     "reconstruction_error",

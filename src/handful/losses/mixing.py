@@ -80,6 +80,37 @@ def box_mask(size: Sequence[int], weight: float, *, generator: torch.Generator) 
     return mask, float(mask.double().mean())
 
 
+def box_masks(
+    batch: int,
+    size: Sequence[int],
+    *,
+    share: tuple[float, float],
+    probability: float = 1.0,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return (B, *S): False in a box of the image's shape at a random place, another one for each image.
+
+    Args:
+        batch: B.
+        size: *S.
+        share: of the image's volume, drawn uniformly in (low, high); the sides are rounded.
+        probability: of a box; otherwise an image is kept whole.
+        generator: on the CPU.
+
+    Raises:
+        ValueError: shares that are no range within [0, 1].
+    """
+    low, high = share
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"share is a range within [0, 1], found {share}.")
+    shares, chances = torch.rand(2, batch, generator=generator)
+    boxes = [
+        box_mask(size, 1 - (low + (high - low) * float(drawn)), generator=generator)[0] for drawn in shares
+    ]
+    whole = (chances >= probability).reshape(-1, *[1] * len(size))
+    return torch.stack(boxes).logical_or(whole)
+
+
 def class_mask(label: Tensor, classes: int, *, generator: torch.Generator) -> Tensor:
     """Return (B, *S): True on half (rounded down) of the classes of each label (ClassMix); -1 is never among them."""
     mask = torch.zeros_like(label, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Pseudo-label cross entropy: what the teacher says of an unlabelled image, weighed by how sure it is of that image."""
+"""Pseudo-labels: what a network says of an unlabelled image where it is sure; a cross entropy that weighs images."""
 
 import torch
 import torch.nn.functional as F
@@ -6,6 +6,30 @@ from torch import Tensor
 
 from handful.batches import IGNORE
 from handful.losses import checks
+from handful.losses.consistency import confident
+
+
+@torch.no_grad()
+def pseudo_label(logits: Tensor, *, threshold: float = 0.0) -> Tensor:
+    """Return (B, *S) int64: the most probable class where its probability reaches ``threshold``, -1 elsewhere.
+
+    Args:
+        logits: (B, K, *S).
+        threshold: in [0, 1]; 0 labels every pixel.
+
+    Raises:
+        ValueError: another shape, integers, NaN, or a threshold that is no probability.
+
+    References:
+        Lee, 2013, pseudo-label. ICML workshop on challenges in representation learning.
+        Sohn et al., 2020, FixMatch (the threshold). https://arxiv.org/abs/2001.07685
+
+    Example:
+        >>> import torch
+        >>> pseudo_label(torch.tensor([[[0.0, 5.0], [0.0, 0.0]]]), threshold=0.9)
+        tensor([[-1,  0]])
+    """
+    return logits.argmax(1).where(confident(logits, threshold), IGNORE)
 
 
 def pseudo_label_cross_entropy(
