@@ -21,6 +21,7 @@ from handful.data.sampling import Source
 from handful.errors import RunError, UsageError
 from handful.methods.contract import Method
 from handful.networks.teacher import Teacher
+from handful.training.contention import Contention
 from handful.training.folder import RunFolder
 from handful.training.schedules import SCHEDULES, ema_decay
 
@@ -154,7 +155,7 @@ def fit(
 
     steps, limit = settings.steps, settings.max_time_s
     every = max(1, steps // settings.rows) if steps else 1
-    window = _Window()
+    window, contention = _Window(), Contention()
     started = saved = time.monotonic()
     written = started
     fraction = _fraction(step, before, steps, limit)
@@ -178,6 +179,7 @@ def fit(
                 lr *= fraction / settings.warm_up
             for group in optimiser.param_groups:
                 group["lr"] = lr
+            wall, cpu = time.monotonic(), time.thread_time()
             optimiser.zero_grad(set_to_none=True)
             with fabric.autocast():  # fabric itself applies the precision to forward() only, not to step()
                 output = wrapped.step(_channels_last(batch, memory_format), fraction)
@@ -195,6 +197,8 @@ def fit(
             window.add({"loss": output.loss.detach(), **output.logs, "gradient_norm": norm})
 
             now = time.monotonic()
+            if fabric.device.type == "cpu":  # elsewhere the thread waits for the device
+                contention.add(time.thread_time() - cpu, now - wall)
             due = step % every == 0 if steps else now - written >= (limit or 0) / settings.rows
             checkpoint = now - saved >= settings.checkpoint_every_s
             if due or checkpoint or step == steps:
@@ -202,6 +206,8 @@ def fit(
                 written, window = now, _Window()
                 folder.append_metrics(row)
                 report(Progress(step, steps, after, row["seconds"], row))
+                if slowed := contention.sentence():
+                    folder.say(slowed)
             if checkpoint:
                 _save(folder, method, optimiser, averages, step, before + now - started)
                 saved = time.monotonic()
