@@ -154,6 +154,27 @@ def test_relations_do_not_depend_on_the_length_of_remembered_embeddings() -> Non
     torch.testing.assert_close(made.step(batch, 0.0).loss, before)
 
 
+def test_a_restored_run_repeats_the_uninterrupted_one() -> None:
+    def advance(made: MONAPretrain, step: int) -> Tensor:
+        made.zero_grad()
+        loss = made.step(made.batch(phantom_source(2, step=step)), 0.0).loss
+        loss.backward()
+        with torch.no_grad():
+            for parameter in made.parameters():
+                if parameter.grad is not None:
+                    parameter.sub_(0.01 * parameter.grad)
+        made.after_step(0.0)
+        return loss.detach()
+
+    made, restored = method(bank=6), method(bank=6)
+    for parameter in restored.parameters():
+        parameter.data.add_(1.0)
+    advance(made, 0)
+    restored.load_state_dict(copy.deepcopy(made.state_dict()))
+    for step in (1, 2, 3):  # the ring of the bank is in the middle of a turn
+        assert torch.equal(advance(made, step), advance(restored, step))
+
+
 def test_the_teacher_drops_nothing_unless_asked() -> None:
     def said(trains: bool) -> tuple[Tensor, Tensor]:
         torch.manual_seed(0)

@@ -45,7 +45,7 @@ from handful.networks.heads import NormedHead, PixelHead, VectorHead
 from handful.networks.levels import train_up_to
 from handful.networks.memory import Memory, overlap
 from handful.networks.parts import head_of, parts_of
-from handful.networks.teacher import Teacher, warmed_up
+from handful.networks.teacher import Teacher
 
 WITHOUT_CURVES = CorruptionSettings(p_curve=0.0)
 """PCRL's corruption: that of Models Genesis, grey values left as they are."""
@@ -73,7 +73,7 @@ class Settings:
         label_temperature: of ``contrast``.
         width: of the image embedding.
         queue: embeddings remembered, for ``queue``.
-        decay: of the teacher a step, for ``queue`` and ``byol``; a young teacher follows quickly (``warmed_up``).
+        decay: of the teacher a step, for ``queue`` and ``byol``; it should remember more steps than keys stay queued.
         pixels: drawn a step for ``contrast``, every class alike, and as many of the mixtures.
         pixel_width: of a pixel's embedding.
         label_level: decoder level that ``contrast`` looks at; 0 is the finest.
@@ -96,8 +96,8 @@ class Settings:
     identity_temperature: float = 0.2  # PCRL
     label_temperature: float = 0.1  # reconstructed; anatomix 0.33, Hu et al. 0.07
     width: int = 128  # PCRL
-    queue: int = 16384  # PCRL
-    decay: float = 0.999  # PCRL
+    queue: int = 512  # ours: 32 batches, as moco; PCRL: 16384
+    decay: float = 0.99  # ours, for runs of thousands of steps; PCRL: 0.999
     pixels: int = 1024  # reconstructed; anatomix 512
     pixel_width: int = 64  # reconstructed
     label_level: int = 1  # reconstructed
@@ -190,7 +190,6 @@ class MixCL(Method):
         self.teacher = Teacher(self.student, follow_mode=normed) if averaged else None
         self.memory = Memory(settings.queue, settings.width) if settings.identity == "queue" else None
         self.keys: tuple[Tensor, Tensor] | None = None  # of this step, remembered after it
-        self.updates = 0
 
         if settings.label == "contrast":
             self.pixel_head = PixelHead(
@@ -288,8 +287,7 @@ class MixCL(Method):
     def after_step(self, progress: float) -> None:
         """Move the teacher and remember this step's keys."""
         if self.teacher is not None:
-            self.teacher.update(self.student, warmed_up(self.settings.decay, self.updates))
-            self.updates += 1
+            self.teacher.update(self.student, self.settings.decay)
         if self.memory is not None and self.keys is not None:
             self.memory.enqueue(*self.keys)
 
@@ -297,12 +295,6 @@ class MixCL(Method):
         """The encoder, and the decoder where a term trains it; the heads are dropped."""
         trained = {"encoder": self.student.encoder, "decoder": self.decoder}
         return {name: part for name, part in trained.items() if part is not None}
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.updates)
-
-    def set_extra_state(self, state: Any) -> None:
-        self.updates = int(state)
 
     def _identity(self, z: Tensor, batch: Batch) -> Tensor:
         """Compare each view, and each mixture, with the unmixed patches of the other view."""
