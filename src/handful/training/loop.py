@@ -21,6 +21,7 @@ from handful.data.sampling import Source
 from handful.errors import RunError, UsageError
 from handful.methods.contract import Method
 from handful.networks.teacher import Teacher
+from handful.training.checkup import Checkup
 from handful.training.contention import Contention
 from handful.training.folder import RunFolder
 from handful.training.schedules import SCHEDULES, ema_decay
@@ -45,6 +46,8 @@ class LoopSettings:
         warm_up: share of the run over which the schedule's rate is reached linearly from 0 (one_cycle has its own).
         clip: largest gradient norm; nnU-Net's 12. Infinity never clips.
         ema_horizon: share of the run over which weights are averaged; the average is what predicts. 0: the last ones.
+        stop_on_collapse: whether a pre-training whose embeddings have become one point ends with an error.
+        patience: probes of a pre-training, ten over a run, that may bring no improvement before it stops; 0: never.
         checkpoint_every_s: seconds between checkpoints.
         rows: how many rows ``metrics.jsonl`` gets over a run.
         compile: compile the network (needs a C compiler; pays on long runs).
@@ -62,6 +65,8 @@ class LoopSettings:
     warm_up: float = 0.0
     clip: float = 12.0
     ema_horizon: float = 0.04
+    stop_on_collapse: bool = True
+    patience: int = 0
     checkpoint_every_s: float = 60.0
     rows: int = 200
     compile: bool = False
@@ -77,6 +82,8 @@ class LoopSettings:
             raise UsageError(f"steps must be at least 1, found {self.steps}.")
         if self.max_time_s is not None and self.max_time_s <= 0:
             raise UsageError(f"the time limit must be positive, found {self.max_time_s} s.")
+        if self.patience < 0:
+            raise UsageError(f"patience must be 0 or more probes, found {self.patience}.")
         if self.lr <= 0 or self.clip <= 0 or not 0 <= self.ema_horizon <= 1 or not 0 <= self.warm_up < 1:
             raise UsageError("lr and clip must be positive, ema_horizon in [0, 1] and warm_up in [0, 1).")
 
@@ -112,6 +119,7 @@ def fit(
     folder: RunFolder,
     seed: int,
     prefetch: bool = False,
+    checkup: Checkup | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[str, nn.Module]:
     """Train ``method`` and return its exported parts with averaged weights.
@@ -123,6 +131,7 @@ def fit(
         fabric: device, precision.
         folder: where checkpoints and metrics go; an existing checkpoint is continued.
         seed: of the run; also drives dropout.
+        checkup: watches a pre-training; None watches nothing.
         prefetch: prepare the next batch in a thread (for cases streamed from disk).
         report: called at every row of the metrics.
 
@@ -149,6 +158,8 @@ def fit(
         method.load_state_dict(state["method"])
         optimiser.load_state_dict(state["optimiser"])
         averages.load_state_dict(state["averages"])
+        if checkup is not None:
+            checkup.load_state_dict(state["checkup"])
         step, before = int(state["step"]), float(state["seconds"])
         folder.say(f"continuing at step {step} after {before:.0f} s of training")
     folder.keep_metrics_until(step)
@@ -162,6 +173,9 @@ def fit(
     method.train()
     with _Interrupt() as interrupt:
 
+        def is_due(done: int) -> bool:
+            return done % every == 0 if steps else time.monotonic() - written >= (limit or 0) / settings.rows
+
         def drawn(number: int) -> Any:
             seconds = before + time.monotonic() - started
             return method.batch(replace(source(number), progress=_fraction(number, seconds, steps, limit)))
@@ -169,7 +183,7 @@ def fit(
         for number, batch in _batches(drawn, step, prefetch=prefetch):
             seconds = before + time.monotonic() - started
             fraction = _fraction(number, seconds, steps, limit)
-            if fraction >= 1 or interrupt.caught:
+            if fraction >= 1 or interrupt.caught or (checkup is not None and checkup.stopped):
                 break
             torch.manual_seed(
                 (seed << 32) + number
@@ -183,6 +197,9 @@ def fit(
             optimiser.zero_grad(set_to_none=True)
             with fabric.autocast():  # fabric itself applies the precision to forward() only, not to step()
                 output = wrapped.step(_channels_last(batch, memory_format), fraction)
+            gradients: Mapping[str, Tensor] = {}
+            if checkup is not None and is_due(number + 1):
+                gradients = checkup.gradients(method, output)
             fabric.backward(output.loss)
             norm = fabric.clip_gradients(wrapped, optimiser, max_norm=settings.clip, error_if_nonfinite=False)
             optimiser.step()
@@ -194,26 +211,32 @@ def fit(
                 average = averages[name]
                 assert isinstance(average, Teacher)
                 average.update(part, decay)
-            window.add({"loss": output.loss.detach(), **output.logs, "gradient_norm": norm})
+            window.add({"loss": output.loss.detach(), **output.logs, "gradient_norm": norm, **gradients})
+            if checkup is not None:
+                checkup.add(output)
 
             now = time.monotonic()
             if fabric.device.type == "cpu":  # elsewhere the thread waits for the device
                 contention.add(time.thread_time() - cpu, now - wall)
-            due = step % every == 0 if steps else now - written >= (limit or 0) / settings.rows
+            due = is_due(step)
             checkpoint = now - saved >= settings.checkpoint_every_s
             if due or checkpoint or step == steps:
                 row = _row(window, step, steps, before + now - started, lr, now - written)
+                if checkup is not None:
+                    row |= checkup.row(method, row, after)
                 written, window = now, _Window()
                 folder.append_metrics(row)
                 report(Progress(step, steps, after, row["seconds"], row))
                 if slowed := contention.sentence():
                     folder.say(slowed)
             if checkpoint:
-                _save(folder, method, optimiser, averages, step, before + now - started)
+                _save(folder, method, optimiser, averages, checkup, step, before + now - started)
                 saved = time.monotonic()
     seconds = before + time.monotonic() - started
     if step != (int(state["step"]) if state else 0):
-        _save(folder, method, optimiser, averages, step, seconds)
+        _save(folder, method, optimiser, averages, checkup, step, seconds)
+    if checkup is not None and checkup.stopped:
+        folder.say(f"stopped after {step} steps: the probe has not improved for {settings.patience} probes")
     if interrupt.caught and _fraction(step, seconds, steps, limit) < 1:
         words = f"stopped at step {step} by {interrupt.caught}; run the same command again to continue exactly there."
         raise KeyboardInterrupt(words) if interrupt.caught == "SIGINT" else RunError(words)
@@ -300,13 +323,20 @@ def _row(
 
 
 def _save(
-    folder: RunFolder, method: Method, optimiser: Any, averages: nn.ModuleDict, step: int, seconds: float
+    folder: RunFolder,
+    method: Method,
+    optimiser: Any,
+    averages: nn.ModuleDict,
+    checkup: Checkup | None,
+    step: int,
+    seconds: float,
 ) -> None:
     folder.save_checkpoint(
         {
             "method": method.state_dict(),
             "optimiser": optimiser.state_dict(),
             "averages": averages.state_dict(),
+            "checkup": checkup.state_dict() if checkup is not None else None,
             "step": step,
             "seconds": seconds,
         }

@@ -18,7 +18,7 @@ from handful.training.loop import Progress, fit
 from handful.training.record import asked_of, is_finished, manifest_of, now, weights_header
 from handful.training.settle import settle
 from handful.training.stage import Stage
-from handful.training.start import build_method, sources, start_from
+from handful.training.start import build_method, checkup_of, sources, start_from
 from handful.training.watch import draw_progress, watch
 
 
@@ -309,6 +309,7 @@ def learn(
         folder=folder,
         seed=stage.seed,
         prefetch=loaded.streamed,
+        checkup=checkup_of(stage, plan, loaded.cases[:count]) if method.kind == "pretrain" else None,
         report=look,
     )
     return parts, architecture, sum(p.numel() for p in method.parameters())

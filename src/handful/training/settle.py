@@ -95,7 +95,8 @@ def find_recipe(recipe: Path) -> Path:
     if recipe.name in names:
         return folder / f"{recipe.name}.yaml"
     raise UsageError(
-        f"--recipe {recipe}: no such file, and no recipe of handful: {nearest(recipe.name, names)}"
+        f"--recipe {recipe}: the file does not exist, and no recipe of handful is called so; "
+        f"{nearest(recipe.name, names)}"
     )
 
 

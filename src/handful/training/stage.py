@@ -68,10 +68,20 @@ class Stage:
         return method
 
     @property
+    def learns_labels(self) -> bool:
+        """Whether labels, where there are any, enter the loss."""
+        return self.method.needs.labels or self.method.needs.optional_labels
+
+    @property
+    def probes(self) -> bool:
+        """Whether a pre-training is probed with labels: only where a budget was named or labels are learned anyway."""
+        return self.labels is not None or self.learns_labels
+
+    @property
     def label_cases(self) -> tuple[Case, ...]:
-        """The cases whose labels the method learns from."""
-        needs = self.method.needs
-        return tuple(self.selection.labelled) if needs.labels or needs.optional_labels else ()
+        """The cases whose labels decide the weights: by the loss, or by stopping the run early."""
+        decide = self.learns_labels or (self.probes and self.recipe.loop.patience > 0)
+        return tuple(self.selection.labelled) if decide else ()
 
     @property
     def unlabelled(self) -> tuple[Case, ...]:

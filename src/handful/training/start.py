@@ -16,9 +16,14 @@ from handful.methods import load_method
 from handful.methods.contract import Method
 from handful.networks.build import build_network, unet_architecture
 from handful.networks.weights import load_into, load_weights
+from handful.training.checkup import Checkup
 from handful.training.folder import weights_of
+from handful.training.probe import probe
 from handful.training.recipe import Recipe
 from handful.training.stage import Stage
+
+PROBED_CASES = 8
+"""Labelled cases a probe looks at, at most."""
 
 
 def build_method(recipe: Recipe, plan: Plan, seed: int) -> tuple[Method, dict[str, Any]]:
@@ -187,3 +192,21 @@ def sources(
         )
 
     return source
+
+
+def checkup_of(stage: Stage, plan: Plan, labelled: Sequence[StoredCase]) -> Checkup:
+    """Return what watches a pre-training; it probes the budget's labels where a budget was named."""
+    few = labelled[:PROBED_CASES] if stage.probes else []
+
+    def probed(exports: Mapping[str, nn.Module]) -> float | None:
+        return probe(
+            exports,
+            few,
+            patch=plan.patch,
+            classes=len(plan.label_values),
+            device=stage.device,
+            seed=stage.seed,
+        )
+
+    loop = stage.recipe.loop
+    return Checkup(probed if few else None, patience=loop.patience, stop_on_collapse=loop.stop_on_collapse)

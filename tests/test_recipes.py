@@ -1,0 +1,31 @@
+"""The recipes that come with handful: each resolves completely, for the method and network it names."""
+
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from handful.methods import load_method, method_names
+from handful.training.recipe import resolve
+from handful.training.settle import find_recipe
+
+RECIPES = sorted(Path(str(resources.files("handful") / "recipes")).glob("*.yaml"))
+
+
+def test_there_are_recipes_and_they_are_found_by_name() -> None:
+    assert RECIPES
+    for file in RECIPES:
+        assert find_recipe(Path(file.stem)) == file
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_a_recipe_resolves_and_says_where_its_values_are_from(file: Path) -> None:
+    recipe = resolve(None, file=file)
+    assert recipe.name in method_names()
+    assert file.stem.startswith(recipe.name) or recipe.name in file.read_text()
+    assert load_method(recipe.name).METHOD.paper
+    again = resolve(None, file=file).as_dict()
+    assert again == recipe.as_dict()
+    text = file.read_text()
+    assert text.startswith("#"), "a recipe starts with what it repeats"
+    assert "http" in text
