@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from handful.losses import info_nce, pixel_contrast, streamed
+from handful.losses import info_nce, pixel_contrast, streamed, streamed_rows
 from handful.losses.embeddings import unit
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -19,11 +19,14 @@ FILES = sorted(path for path in GOLDEN.glob("sscl_*.npz") if "kind" in np.load(p
 OTHER_SSCL = {"sscl_finetune_loss", "sscl_ntxent_t010"}
 
 
-@pytest.fixture(params=[768, 37])
-def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Several sizes of the tiles, so that small maps have diagonal, mutual and key-only tiles."""
-    monkeypatch.setattr(streamed, "TILE", request.param)
-    return int(request.param)
+@pytest.fixture(params=["large tiles", "small tiles", "rows"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to stream, in pieces so small that small maps have every kind of them."""
+    monkeypatch.setattr(streamed, "_few", lambda *_: request.param == "rows")
+    monkeypatch.setattr(streamed, "TILE", 37 if request.param == "small tiles" else 768)
+    monkeypatch.setattr(streamed_rows, "BLOCK", 7)
+    monkeypatch.setattr(streamed_rows, "KEYS", 37)
+    return str(request.param)
 
 
 def random_case(
@@ -83,7 +86,7 @@ def test_the_published_cases_are_all_here() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_published_numbers(path: Path, tile: int) -> None:
+def test_published_numbers(path: Path, way: str) -> None:
     case, labels, settings = published(path)
     features = torch.tensor(case["features"])
     value, gradient = value_and_gradient(lambda z: pixel_contrast(z, labels, **settings), features)
@@ -138,7 +141,7 @@ def test_published_blocks_one_by_one() -> None:
 @pytest.mark.parametrize("size", [(7, 5), (3, 4, 2), (11,)])
 @pytest.mark.parametrize("form", ["labels", "background_anchors", "ignore", "none", "three_views"])
 def test_the_streamed_form_is_the_matrix_form(
-    form: str, size: tuple[int, ...], temperature: float, tile: int
+    form: str, size: tuple[int, ...], temperature: float, way: str
 ) -> None:
     z, labels = random_case(*size, views=3 if form == "three_views" else 2)
     settings: dict[str, Any] = {"temperature": temperature}
@@ -156,7 +159,7 @@ def test_the_streamed_form_is_the_matrix_form(
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
-def test_float32_is_close_to_float64(temperature: float, tile: int) -> None:
+def test_float32_is_close_to_float64(temperature: float, way: str) -> None:
     z, labels = random_case(13, 17, width=16)
     expected, slope = value_and_gradient(lambda z: pixel_contrast(z, labels, temperature=temperature), z)
     value, gradient = value_and_gradient(
@@ -166,7 +169,7 @@ def test_float32_is_close_to_float64(temperature: float, tile: int) -> None:
     assert (gradient - slope).norm() <= 1e-5 * slope.norm()
 
 
-def test_bfloat16_products_are_close() -> None:
+def test_bfloat16_products_are_close(way: str) -> None:
     z, labels = random_case(23, 17, width=32)
     expected, slope = value_and_gradient(lambda z: pixel_contrast(z, labels, temperature=0.1), z)
     value, gradient = value_and_gradient(
@@ -178,8 +181,12 @@ def test_bfloat16_products_are_close() -> None:
 
 @pytest.mark.parametrize("temperature", [0.015, 0.2])
 @pytest.mark.parametrize("labelled", [True, False])
-def test_gradcheck(temperature: float, labelled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [True, False])
+def test_gradcheck(temperature: float, labelled: bool, rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streamed, "_few", lambda *_: rows)
     monkeypatch.setattr(streamed, "TILE", 5)
+    monkeypatch.setattr(streamed_rows, "BLOCK", 3)
+    monkeypatch.setattr(streamed_rows, "KEYS", 5)
     z, labels = random_case(3, 2, width=3)
     assert torch.autograd.gradcheck(
         lambda z: pixel_contrast(z, labels if labelled else None, temperature=temperature), z.requires_grad_()
@@ -347,7 +354,7 @@ def test_a_single_pixel_has_nothing_to_contrast() -> None:
     assert pixel_contrast(pair, None, temperature=0.1).item() == pytest.approx(0, abs=1e-12)
 
 
-def test_zero_embeddings_get_no_gradient() -> None:
+def test_zero_embeddings_get_no_gradient(way: str) -> None:
     z, labels = random_case(4, 5)
     z[0, 1, :, 2, 3] = 0
     _, gradient = value_and_gradient(lambda z: pixel_contrast(z, labels, temperature=0.1), z.float())
@@ -356,7 +363,7 @@ def test_zero_embeddings_get_no_gradient() -> None:
     assert gradient.abs().max() < 10
 
 
-def test_autocast_and_half_precision_compute_in_float32() -> None:
+def test_autocast_and_half_precision_compute_in_float32(way: str) -> None:
     z, labels = random_case(6, 5, width=16)
     exact, slope = value_and_gradient(lambda z: pixel_contrast(z, labels, temperature=0.07), z.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -368,7 +375,7 @@ def test_autocast_and_half_precision_compute_in_float32() -> None:
     assert value == pytest.approx(exact, rel=1e-2)
 
 
-def test_layout_of_memory_does_not_matter() -> None:
+def test_layout_of_memory_does_not_matter(way: str) -> None:
     z, labels = random_case(6, 5)
     value, gradient = value_and_gradient(lambda z: pixel_contrast(z, labels, temperature=0.1), z)
     other = z.movedim(2, -1).contiguous().movedim(-1, 2)
@@ -382,12 +389,18 @@ def test_the_operators_keep_the_rules_of_the_compiler() -> None:
     z = unit(random_case(7, 3)[0].movedim(2, -1).flatten(0, -2)).requires_grad_()
     for scale in (10.0, 60.0):
         torch.library.opcheck(torch.ops.handful.log_denominators.default, (z, 11, scale, False))
+        anchor, member = torch.tensor([3, 4, 8, 9]), torch.arange(len(z)) // 3
+        for wanted in (True, False):
+            torch.library.opcheck(
+                torch.ops.handful.contrast_rows.default,
+                (z if wanted else z.detach(), anchor, member, scale, "inside", False, wanted),
+            )
 
 
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
 )  # the compiler's own
-def test_compiled_is_the_same() -> None:
+def test_compiled_is_the_same(way: str) -> None:
     z, labels = random_case(5, 6)
 
     def loss(z: Tensor, labels: Tensor) -> Tensor:
@@ -400,8 +413,9 @@ def test_compiled_is_the_same() -> None:
     torch.testing.assert_close(gradient, slope)
 
 
-def test_memory_is_linear() -> None:
-    """The largest tensor ever made is the embeddings' or a tile's, never the matrix."""
+@pytest.mark.parametrize("rows", [True, False])
+def test_memory_is_linear(rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest tensor ever made is the embeddings', a tile's or a block's, never the matrix."""
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -414,11 +428,14 @@ def test_memory_is_linear() -> None:
                 largest = max(largest, out.numel())
             return out
 
+    monkeypatch.setattr(streamed, "_few", lambda *_: rows)
     z, labels = random_case(61, 40, images=4, width=8)
+    labels *= torch.arange(40) % 8 == 0
     z.requires_grad_()
     with Watch():
         pixel_contrast(z, labels, temperature=0.1).backward()
-    assert largest <= max(z.numel(), streamed.TILE**2)
+    piece = streamed_rows.BLOCK * z[:, :, 0].numel() if rows else streamed.TILE**2
+    assert largest <= max(z.numel(), piece)
 
 
 @pytest.mark.gpu
@@ -458,6 +475,7 @@ def test_a_gpu_gives_the_same(products: str, temperature: float) -> None:
         ({"block": 0}, "block"),
         ({"block": 6}, r"block 6.*\(4, 5\)"),
         ({"products": "float16"}, "products.*float16"),
+        ({"form": "out"}, "form must be one of outside, inside, printed, negatives, found 'out'"),
         ({"z": torch.ones(2, 2, 3, 4, 5).double(), "products": "bfloat16"}, "float64"),
     ],
 )

@@ -15,6 +15,7 @@ from handful.batches import IGNORE
 from handful.losses import checks
 from handful.losses.embeddings import unit
 from handful.losses.streamed import Products, supervised_contrast
+from handful.losses.streamed_rows import FORMS, Form
 
 
 def pixel_contrast(
@@ -28,6 +29,7 @@ def pixel_contrast(
     background_anchors: bool = False,
     ignore: int = IGNORE,
     products: Products = "float32",
+    form: Form = "outside",
 ) -> Tensor:
     """Return the contrast between all pixels of all views and images: exact, in memory linear in their number N.
 
@@ -42,8 +44,10 @@ def pixel_contrast(
     Without anchors (all background, a class with one pixel) the loss is 0 and can still be differentiated. The loss
     cannot approach 0 otherwise: an anchor costs at least ln |P(x)|, and ln(N - 1) when all embeddings are equal.
 
-    This is what the published code computes, not the equation the paper prints (a log of a sum over positives, with a
-    denominator of negatives only), which can be negative and shrinks with |P|.
+    This is what the published code computes, not the equation the paper prints (``form="printed"``: a log of a sum
+    over positives, with a denominator of negatives only), which can be negative and shrinks with |P|.
+
+    The loss can be differentiated once: its gradient has no graph.
 
     Args:
         z: (B, V, C, *S) embeddings of V views of B images, of any length; scaled to length one inside.
@@ -56,13 +60,18 @@ def pixel_contrast(
         background_anchors: whether background pixels are anchors like all others.
         ignore: pixels with this label take no part at all.
         products: "bfloat16" rounds the factors of the products to bfloat16 and sums in float32.
+        form: which supervised contrast. With O and N the sums of exponentials over the own class and the others:
+            "outside", the equation above; "inside", log(O + N) - log(O / |P|), the logarithm of the positives' mean
+            instead of the mean of their logarithms; "printed", log(N / O) / |P|, the equation of SSCL's paper;
+            "negatives", as "outside" with N for the denominator. The last two are 0 where there is only one class.
 
     Returns:
         A scalar, float64 for float64 embeddings and float32 otherwise.
 
     Raises:
         ValueError: shapes that do not fit, embeddings that are not floating point or not finite, labels that are not
-            integers, an unknown ``products``, settings out of range.
+            integers, an unknown ``products`` or ``form``, settings out of range.
+        RuntimeError: in a backward pass with ``create_graph=True``.
 
     Example:
         >>> z = torch.randn(2, 2, 32, 64, 48, requires_grad=True)
@@ -74,6 +83,8 @@ def pixel_contrast(
         Khosla et al., 2020, supervised contrastive learning. https://arxiv.org/abs/2004.11362
     """
     z = checked(z, labels, temperature=temperature, products=products)
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, found {form!r}.")
     if stride is not None and block is not None:
         raise ValueError(f"stride ({stride}) and block ({block}) are two approximations: give one of them.")
     if stride is not None:
@@ -91,7 +102,7 @@ def pixel_contrast(
             loss = None
             if anchor.any():
                 loss = supervised_contrast(
-                    unit(pixel), group, anchor, temperature=temperature, products=products
+                    unit(pixel), group, anchor, temperature=temperature, products=products, form=form
                 )
         if loss is not None:
             losses.append(loss)

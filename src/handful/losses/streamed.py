@@ -10,6 +10,8 @@ The loss of anchor a with class c, P = n_c - 1 positives and unit embeddings z i
   are computed again instead of kept.
 * |z_i.z_j| <= 1, so for usual temperatures nothing can overflow and no running maximum is needed.
 
+Where few embeddings are anchors, and for other forms of the loss, ``streamed_rows`` goes over whole rows instead.
+
 Embeddings that are keys only (background) come last: among themselves they have no tiles at all.
 """
 
@@ -20,6 +22,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from handful.losses import streamed_rows
+from handful.losses.streamed_rows import LARGEST_SCALE, Form
+
 Products = Literal["float32", "bfloat16"]
 LogSums = Callable[[Tensor, int, float, bool], Tensor]
 
@@ -27,8 +32,8 @@ LogSums = Callable[[Tensor, int, float, bool], Tensor]
 TILE = 768
 # On a GPU every tile is a handful of kernel launches, so tiles are large: 4096 x 4096 float32 are 64 MB.
 TILE_CUDA = 4096
-# exp(40) N stays far from the limits of float32; colder than 1/40, the tiles keep running log-sums instead.
-LARGEST_SCALE = 40.0
+# Up to this share of anchors one pass over whole rows, which keeps what it computed, is faster than two over tiles.
+FEW = 0.3
 LOG2_E = 1 / math.log(2)
 
 
@@ -39,9 +44,10 @@ def supervised_contrast(
     *,
     temperature: float,
     products: Products = "float32",
+    form: Form = "outside",
     log_sums: LogSums | None = None,
 ) -> Tensor | None:
-    """Return the mean over anchors of the supervised contrast of N embeddings, or None when no anchor has a positive.
+    """Return the mean over anchors of the supervised contrast of N embeddings, or None if there is nothing to contrast.
 
     Args:
         z: (N, E) embeddings on the unit sphere, float32 or float64; the gradient is right along the sphere.
@@ -49,18 +55,28 @@ def supervised_contrast(
         anchor: (N,) bool, the same for all embeddings of a group. The others are keys only.
         temperature: positive.
         products: "bfloat16" rounds the factors of the products, sums in float32.
+        form: as in ``streamed_rows``.
         log_sums: (z, anchors, 1 / temperature, rounded) -> log D of the first rows; by default on this process.
     """
     member, size = torch.unique(group, return_inverse=True, return_counts=True)[1:]
     positives = size[member] - 1
     counted = anchor & (positives > 0)
     anchors = int(counted.sum())
-    if anchors == 0:
+    if anchors == 0 or (len(size) == 1 and form in ("printed", "negatives")):
         return None
+    scale, rounded = 1 / temperature, products == "bfloat16"
+    if form != "outside":
+        order = member.argsort(stable=True)
+        rows = counted[order].nonzero().squeeze(1)
+        return streamed_rows.contrast(
+            z.index_select(0, order), rows, member[order], scale=scale, form=form, rounded=rounded
+        )
+    if log_sums is None and _few(z, anchors, scale):
+        rows = counted.nonzero().squeeze(1)
+        return streamed_rows.contrast(z, rows, member, scale=scale, rounded=rounded)
     order = torch.cat([counted.nonzero(), (~counted).nonzero()]).squeeze(1)
     z, member = z.index_select(0, order), member[order][:anchors]
-    scale = 1 / temperature
-    log_d = (log_sums or log_denominators)(z, anchors, scale, products == "bfloat16")
+    log_d = (log_sums or log_denominators)(z, anchors, scale, rounded)
     first = z[:anchors]
     total = z.new_zeros(len(size), z.shape[1]).index_add(0, member, first)
     # the lengths are constant on the sphere: their gradient would only point off it
@@ -68,6 +84,14 @@ def supervised_contrast(
     pull = (total.square().sum(1) - length) / (size - 1).clamp(min=1)
     loss: Tensor = (log_d.sum() - scale * pull.sum()) / anchors
     return loss
+
+
+def _few(z: Tensor, anchors: int, scale: float) -> bool:
+    """Return whether one pass over whole rows is faster than tiles."""
+    if z.device.type != "cpu":
+        return False
+    # the running log-sums of cold tiles cost more than all else
+    return scale > LARGEST_SCALE or (z.requires_grad and torch.is_grad_enabled() and anchors <= FEW * len(z))
 
 
 def log_denominators(z: Tensor, anchors: int, scale: float, rounded: bool = False) -> Tensor:
@@ -240,6 +264,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, int, float, bool], output: Tensor) -> 
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    streamed_rows.refuse_a_graph()
     z, log_d = ctx.saved_tensors
     return (
         torch.ops.handful.log_denominators_backward(z, log_d, grad, ctx.scale, ctx.rounded),
