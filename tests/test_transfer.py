@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -137,3 +139,38 @@ def test_an_adapted_first_convolution_sees_equal_channels_alike(channels: int) -
     assert torch.allclose(
         first(image.expand(1, 2, 6, 6)), other(image.expand(1, channels, 6, 6) * 2 / 2), atol=1e-5
     )
+
+
+def bare_folder(phantom: Path, out: Path, *, labels: bool) -> Path:
+    """The phantom as plain folders, without the file that names its structures."""
+    (out / "images").mkdir(parents=True)
+    names = sorted(file.name for file in (phantom / "imagesTr").glob("*.nii.gz"))
+    for name in names:
+        (out / "images" / name.replace("_0000", "")).symlink_to(phantom / "imagesTr" / name)
+    if labels:
+        (out / "labels").mkdir()
+        for file in sorted((phantom / "labelsTr").glob("*.nii.gz")):
+            (out / "labels" / file.name).symlink_to(file)
+    return out
+
+
+def test_images_alone_are_enough_to_pretrain_and_not_to_train(phantom_folder: Path, tmp_path: Path) -> None:
+    data = bare_folder(phantom_folder, tmp_path / "data", labels=False)
+    quick(data, tmp_path / "run", pre=True, method="pcl", labels=None, steps=1, set_=SMALL)
+    with pytest.raises(DataError, match="no labelled training case"):
+        quick(data, tmp_path / "train", labels=None, steps=1)
+
+
+def test_values_of_hidden_labels_are_unknown_to_a_run(phantom_folder: Path, tmp_path: Path) -> None:
+    """Without a dataset.json the classes come from the label files: the budget's, not the hidden ones'."""
+    data = bare_folder(phantom_folder, tmp_path / "data", labels=True)
+    clean = quick(data, tmp_path / "clean", steps=1)
+    for name in json.loads((clean / "manifest.json").read_text())["cases"]["unlabelled"]:
+        hidden = data / "labels" / f"{name}.nii.gz"
+        if hidden.exists():
+            image = nib.load(hidden)
+            hidden.unlink()
+            nib.save(nib.Nifti1Image(np.full(image.shape, 77, np.uint8), image.affine), hidden)
+    poisoned = quick(data, tmp_path / "poisoned", steps=1)
+    assert "77" not in (poisoned / "plan.yaml").read_text()
+    assert all(torch.equal(tensors(clean)[name], value) for name, value in tensors(poisoned).items())

@@ -2,10 +2,10 @@
 
 import hashlib
 import re
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,11 +147,23 @@ def content_hash(dataset: Dataset) -> str:
     )
 
 
+def named_by(dataset: Dataset, cases: Sequence[Case]) -> Dataset:
+    """Return the data set with its structures known from these cases alone, where no ``dataset.json`` names them.
+
+    A training may know no more than its budget's labels, not even which values the others hold.
+    """
+    if not isinstance(dataset.label_names, LabelsSeen):
+        return dataset
+    return replace(dataset, label_names=LabelsSeen([case.label for case in cases if case.label is not None]))
+
+
 class LabelsSeen(Mapping[int, str]):
     """Label names made of the values in the label files, which are read when the names are first looked at."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = tuple(files)
+        self._lock = threading.Lock()
+        self._read: dict[int, str] | None = None
 
     def __getitem__(self, value: int) -> str:
         return self._names[value]
@@ -165,12 +177,15 @@ class LabelsSeen(Mapping[int, str]):
     def __repr__(self) -> str:
         return f"LabelsSeen({len(self._files)} files)"
 
-    @cached_property
+    @property
     def _names(self) -> dict[int, str]:
-        values = {0}
-        for file in self._files:
-            values.update(int(value) for value in np.unique(read_label(file).array))
-        return {value: str(value) if value else "background" for value in sorted(values)}
+        with self._lock:
+            if self._read is None:
+                values = {0}
+                for file in self._files:
+                    values.update(int(value) for value in np.unique(read_label(file).array))
+                self._read = {value: str(value) if value else "background" for value in sorted(values)}
+            return self._read
 
 
 def _find(path: Path, problems: Problems) -> Found:

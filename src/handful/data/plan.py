@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from handful import artefacts
+from handful.data.discover import LabelsSeen
 from handful.data.plan_check import LAST_CLASS, check_plan
 from handful.data.sizes import BUDGETS, choose_sizes, unit
 from handful.errors import UsageError
@@ -123,6 +124,7 @@ def make_plan(
     memory_gb: float | None = None,
     device: str = "cpu",
     dims: int | None = None,
+    structures: bool = True,
 ) -> Plan:
     """Decide grid, normalisation and sizes from the data; each decision gets a sentence in ``Plan.reasons``.
 
@@ -132,6 +134,7 @@ def make_plan(
         memory_gb: memory a training step may use; None takes what ``sizes.BUDGETS`` assumes of the device.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dims: 2 or 3 to decide it yourself; None decides from the spacing.
+        structures: whether there must be a structure to segment; a pre-training on images alone needs none.
 
     Raises:
         UsageError: ``dims`` is neither 2 nor 3, or the data set declares no structure or too many.
@@ -146,7 +149,7 @@ def make_plan(
     spacings = np.array([[case.spacing_mm[axis] for axis in axes] for case in fingerprint.cases])
     chosen = _choose_dims(sizes, spacings, dims, reasons)
     target = _choose_spacing(spacings, chosen, reasons)
-    values, names = _classes(dataset, reasons)
+    values, names = _classes(dataset, reasons, structures=structures)
     reached = np.array(
         [spacings[:, i] if mm is None else np.full(len(sizes), mm) for i, mm in enumerate(target)]
     ).T
@@ -357,16 +360,25 @@ def _choose_spacing(
     return d, h, w
 
 
-def _classes(dataset: "Dataset", reasons: dict[str, str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _classes(
+    dataset: "Dataset", reasons: dict[str, str], *, structures: bool
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
     names = {0: "background", **dataset.label_names}
     values = (0, *sorted(value for value in names if value not in (0, dataset.ignore_value)))
-    if len(values) < 2:
-        raise UsageError(f"{dataset.root}: no structure is declared. Name the labels in dataset.json.")
+    if len(values) < 2 and structures:
+        raise UsageError(
+            f"{dataset.root}: no structure is declared, and the labels that may be used show none. Name the labels in "
+            "dataset.json."
+        )
     if len(values) > LAST_CLASS + 1:
         raise UsageError(
             f"{dataset.root}: {len(values)} classes are declared; at most {LAST_CLASS + 1} are possible."
         )
-    reasons["label_values"] = f"As {dataset.name} declares them."
+    reasons["label_values"] = (
+        "The values in the label files of the budget."
+        if isinstance(dataset.label_names, LabelsSeen)
+        else f"As {dataset.name} declares them."
+    )
     return values, tuple(names[value] for value in values)
 
 

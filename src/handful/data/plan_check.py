@@ -78,8 +78,8 @@ def _check_labels(plan: "Plan") -> list[str]:
         twice = sorted({str(entry) for entry in entries if list(entries).count(entry) > 1})
         if twice:
             wrong.append(f"{name} holds {', '.join(twice)} more than once")
-    if not 2 <= len(plan.label_values) <= LAST_CLASS + 1:
-        wrong.append(f"label_values needs 2 to {LAST_CLASS + 1} classes, background first")
+    if not 1 <= len(plan.label_values) <= LAST_CLASS + 1:
+        wrong.append(f"label_values needs 1 to {LAST_CLASS + 1} classes, background first")
     if plan.ignore_value is not None and plan.ignore_value in plan.label_values:
         wrong.append(f"ignore_value {plan.ignore_value} is also one of label_values")
     if plan.one_piece and len(plan.one_piece) != len(plan.label_values):

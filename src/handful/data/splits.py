@@ -346,6 +346,8 @@ def _take(
         if budget.number > len(order):
             raise UsageError(f"{budget} asks for {budget.number} patients, but {exist}.")
         return list(order[: int(budget.number)]), ""
+    if not order and budget.kind == "percent" and budget.number == 100:
+        return [], ""  # all of none: enough to pre-train
     if not order or (budget.kind == "cases" and budget.number > n_cases):
         raise UsageError(f"{budget} asks for more {what} than exist: {exist}.")
     limit = int(budget.number)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from handful.data.cases import Case, Dataset
-from handful.data.discover import open_dataset
+from handful.data.discover import named_by, open_dataset
 from handful.data.fingerprint import make_fingerprint, write_fingerprint
 from handful.data.plan import Plan, make_plan, read_plan, write_plan
 from handful.data.plan_check import check_plan
@@ -81,6 +81,7 @@ def decide_plan(
     plan: Path | None = None,
     fixed: PlanSettings | None = None,
     folder: RunFolder | None = None,
+    structures: bool = True,
 ) -> Plan:
     """Read the plan given, or the one an earlier start of this run made, or make one from the training cases.
 
@@ -91,17 +92,21 @@ def decide_plan(
         plan: a file to follow.
         fixed: what the recipe decides instead of the data.
         folder: where fingerprint and plan are kept.
+        structures: whether there must be something to segment.
     """
     if plan is not None:
         decided = read_plan(plan)
     elif folder is not None and folder.plan.exists():
         decided = read_plan(folder.plan)
     else:
+        dataset = named_by(dataset, selection.labelled)
         images = [*selection.labelled, *selection.unlabelled][:IMAGES_FOR_FINGERPRINT]
         fingerprint = make_fingerprint(dataset, selection.labelled, images, threads=os.cpu_count() or 1)
         if folder is not None:
             write_fingerprint(folder.fingerprint, fingerprint)
-        decided = make_plan(fingerprint, dataset, device=device, dims=(fixed and fixed.dims) or dims)
+        decided = make_plan(
+            fingerprint, dataset, device=device, dims=(fixed and fixed.dims) or dims, structures=structures
+        )
     if fixed is not None:
         decided = _fixed(decided, fixed)
     if folder is not None:

@@ -210,7 +210,12 @@ def print_decisions(stage: Stage) -> None:
     """Print the plan of a training and what it would learn from, writing nothing."""
     asked_of(stage)  # reads what the training would read, so that it is refused now
     plan = decide_plan(
-        stage.dataset, stage.selection, device=stage.device.type, plan=stage.plan, fixed=stage.recipe.plan
+        stage.dataset,
+        stage.selection,
+        device=stage.device.type,
+        plan=stage.plan,
+        fixed=stage.recipe.plan,
+        structures=stage.segments,
     )
     for what, value, why in explain(plan):
         print(f"{what}: {value}  ({why})")
@@ -251,6 +256,7 @@ def run_stage(
             plan=stage.plan,
             fixed=stage.recipe.plan,
             folder=folder,
+            structures=stage.segments,
         )
         data_hash = asked["data"]["hash"]
         manifest = manifest_of(stage, data_hash)

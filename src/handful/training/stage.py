@@ -68,6 +68,11 @@ class Stage:
         return method
 
     @property
+    def segments(self) -> bool:
+        """Whether there must be structures to segment."""
+        return self.method.kind == "train" or self.method.needs.labels
+
+    @property
     def learns_labels(self) -> bool:
         """Whether labels, where there are any, enter the loss."""
         return self.method.needs.labels or self.method.needs.optional_labels
