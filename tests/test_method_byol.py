@@ -88,10 +88,10 @@ def test_one_volume_is_enough_and_widths_are_the_forms() -> None:
     batch = method.batch(replace(source, labelled=source.labelled[:1], unlabelled=[]))
     assert torch.isfinite(method.step(batch, 0.0).loss)
     wide = {"hidden": None, "width": None, "predictor_hidden": None}
-    assert [p.shape[0] for p in made(**wide).student.head.parameters() if p.ndim == 2] == [4096, 256]
+    assert [p.shape[0] for p in made(**wide).student.head.parameters() if p.ndim == 2] == [1024, 256]
     simsiam = made(form="simsiam", **wide)
-    assert [p.shape[0] for p in simsiam.student.head.parameters() if p.ndim == 2] == [2048, 2048, 2048]
-    assert [p.shape[0] for p in simsiam.predictor.parameters() if p.ndim == 2] == [512, 2048]
+    assert [p.shape[0] for p in simsiam.student.head.parameters() if p.ndim == 2] == [512, 512, 512]
+    assert [p.shape[0] for p in simsiam.predictor.parameters() if p.ndim == 2] == [128, 512]
 
 
 @pytest.mark.parametrize("wrong", [{"decay": 1.1}, {"batch": 1}, {"patch_share": 0}, {"hidden": 0}])

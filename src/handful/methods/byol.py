@@ -34,15 +34,17 @@ class Settings:
     Attributes:
         form: ``byol``: the target is a teacher's embedding; ``simsiam``: the student's own, without gradient.
         decay: of the teacher at the start; rises to 1 along a cosine. SimSiam has no teacher.
-        hidden: width between the projector's layers; None: the form's, 4096 in BYOL and 2048 in SimSiam.
-        width: of the embedding; None: 256 in BYOL, 2048 in SimSiam.
-        predictor_hidden: width between the predictor's layers; None: 4096 in BYOL, 512 in SimSiam.
+        hidden: width between the projector's layers; None: 1024 in BYOL and 512 in SimSiam (published: 4096, 2048).
+        width: of the embedding; None: 256 in BYOL and 512 in SimSiam (published: 256, 2048).
+        predictor_hidden: width between the predictor's layers; None: 1024 in BYOL and 128 in SimSiam (published: 4096,
+            512).
         batch: images a step, two views each.
         patch_share: of the planned patch's sides in 3D.
     """
 
     form: Literal["byol", "simsiam"] = "byol"
     decay: float = 0.99  # BYOL's runs of 100 and 300 epochs; 0.996 in its longest, 1000
+    # published heads follow 2048 channels; after the few hundred of a U-Net they would take most of a step's time
     hidden: int | None = None
     width: int | None = None
     predictor_hidden: int | None = None
@@ -78,9 +80,9 @@ class BYOL(Method):
         self.stride = parts.stride
         self.settings = settings
         averaged = settings.form == "byol"
-        hidden = settings.hidden or (4096 if averaged else 2048)
-        width = settings.width or (256 if averaged else 2048)
-        predictor_hidden = settings.predictor_hidden or (4096 if averaged else 512)
+        hidden = settings.hidden or (1024 if averaged else 512)
+        width = settings.width or (256 if averaged else 512)
+        predictor_hidden = settings.predictor_hidden or (1024 if averaged else 128)
         # SimSiam's projector has a layer more, and a norm at the end
         projector = NormedHead(
             parts.deepest,
