@@ -45,9 +45,9 @@ class Settings:
     form: Literal["byol", "simsiam"] = "byol"
     decay: float = 0.99  # BYOL's runs of 100 and 300 epochs; 0.996 in its longest, 1000
     # published heads follow 2048 channels; after the few hundred of a U-Net they would take most of a step's time
-    hidden: int | None = None
-    width: int | None = None
-    predictor_hidden: int | None = None
+    hidden: int | None = None  # the papers: 4096 (BYOL), 2048 (SimSiam)
+    width: int | None = None  # the papers: 256, 2048
+    predictor_hidden: int | None = None  # the papers: 4096, 512
     batch: int = 16  # the papers: 4096 (BYOL), 512 (SimSiam)
     patch_share: float = 0.5  # ours: the papers are 2D
 

@@ -45,9 +45,7 @@ class Settings:
     """
 
     temperature: float = 0.2  # v2
-    queue: int = (
-        512  # ours: 32 batches, a third of what the teacher remembers; the paper: 65536, a quarter of it
-    )
+    queue: int = 512  # ours: 32 batches, a third of the teacher's memory; the paper: 65536
     decay: float = 0.99  # the paper: 0.999 over a million steps, too slow for thousands
     batch_negatives: bool = True  # ours: there is contrast from the first step on; the paper: the queue alone
     random_start: bool = False  # ours: random directions teach nothing; released code: true
