@@ -15,6 +15,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def part_of(folder: Path, part: str, out: Path) -> Path:
     return manifest
 
 
-def score(data: Path, run: Path, cell: Cell, draw: int, arguments: argparse.Namespace) -> dict[str, object]:
+def score(data: Path, run: Path, cell: Cell, draw: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run one draw to its scores; whatever exists already is kept."""
     train(
         data, run, method="supervised", labels=cell.labels, draw=draw, test=cell.test, seed=cell.seed,
@@ -96,7 +97,7 @@ def score(data: Path, run: Path, cell: Cell, draw: int, arguments: argparse.Name
     }
 
 
-def row(name: str, floor: float | None, results: Sequence[dict[str, object]]) -> str:
+def row(name: str, floor: float | None, results: Sequence[dict[str, Any]]) -> str:
     """Return one line of the table."""
     dice = np.array([result["dice"] for result in results], dtype=float)
     classes = [result["classes"] for result in results]

@@ -72,6 +72,12 @@ def set_aside(selection: Selection, fold: int | None) -> tuple[Selection, tuple[
     return selection._replace(labelled=part.train), part.validation
 
 
+def without_labels(selection: Selection) -> Selection:
+    """Return the same cases with no label left to look at: what a pre-training on images alone may know."""
+    bare = tuple(replace(case, label=None) for case in selection.labelled)
+    return selection._replace(labelled=(), unlabelled=(*bare, *selection.unlabelled), note="")
+
+
 def decide_plan(
     dataset: Dataset,
     selection: Selection,

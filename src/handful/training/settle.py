@@ -8,7 +8,7 @@ from typing import Literal
 from handful.device import choose_device, choose_precision, use_threads
 from handful.errors import UsageError, nearest
 from handful.methods import load_method, method_names
-from handful.training.decisions import choose_cases, set_aside
+from handful.training.decisions import choose_cases, set_aside, without_labels
 from handful.training.recipe import length_of, resolve
 from handful.training.stage import Stage
 
@@ -63,6 +63,9 @@ def settle(
         data, labels=labels, draw=draw, test=test, splits=splits, seed=seed, patients=patients
     )
     selection, validation = set_aside(selection, fold)
+    needs = load_method(resolved.name).METHOD.needs
+    if kind == "pretrain" and labels is None and not (needs.labels or needs.optional_labels):
+        selection = without_labels(selection)
     return Stage(
         data=data,
         recipe=resolved,
