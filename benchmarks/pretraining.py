@@ -4,8 +4,8 @@
 
 Pre-training sees the training images (never a held-out one), and where a method learns from labels, the budget's.
 A method that learns from images alone is pre-trained once for all budgets and draws. Every run is an ordinary run
-folder under OUT: a killed benchmark continues where it was. The difference to scratch is paired (same draw, same held-out
-cases) and its interval bootstrapped over patients.
+folder under OUT: a killed benchmark continues where it was. The difference to scratch is paired (same draw, same
+held-out cases) and its interval bootstrapped over patients.
 """
 
 import argparse

@@ -60,7 +60,7 @@ def test_a_collapse_stops_the_run_unless_told_otherwise(spread: float, collapses
 
     watch(Checkup(None, stop_on_collapse=False))
     if collapses:
-        with pytest.raises(RunError, match=r"step 9: the embeddings have collapsed"):
+        with pytest.raises(RunError, match=rf"step {ROWS - 1}: the embeddings have collapsed"):
             watch(Checkup(None))
     else:
         watch(Checkup(None))
