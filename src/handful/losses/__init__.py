@@ -31,6 +31,7 @@ from handful.losses.equivariance import anatomy, masked_divergence, warp_consist
 from handful.losses.gathered import pixel_contrast_across_processes
 from handful.losses.global_local import global_contrast, local_contrast
 from handful.losses.identity import byol_distance, negative_cosine, queue_info_nce
+from handful.losses.local_across import local_contrast_across
 from handful.losses.mixcl import (
     identity_contrast,
     label_contrast,
@@ -66,6 +67,7 @@ __all__ = [
     "label_segmentation",
     "linear_ramp",
     "local_contrast",
+    "local_contrast_across",
     "masked_divergence",
     "mixed_identity",
     "nearest_neighbours",
