@@ -213,3 +213,34 @@ def test_parts_are_equal_shares_of_the_places_along_the_slice_axis() -> None:
 def test_too_few_places_for_the_parts_are_said() -> None:
     with pytest.raises(DataError, match="room for 4 patches of 6 slices one slice apart"):
         source(0, cases=1, unlabelled=[]).draw_parts(1, 5)
+
+
+@pytest.mark.parametrize("patch", [(6, 10, 8), (10, 8)])
+@pytest.mark.parametrize("draw", ["labelled", "unlabelled", "any", "parts"])
+def test_the_rows_of_all_processes_are_those_of_one_with_the_whole_batch(
+    patch: tuple[int, ...], draw: str
+) -> None:
+    def drawn(at: Source, share: int) -> list[torch.Tensor]:
+        if draw == "parts":
+            crops = at.draw_parts(2 * share, 2)
+        else:
+            crops = getattr(at, f"draw_{draw}")(4 * share)
+        plain = at.view(crops, stream=1, intensity=False)
+        seen = (*crops, *at.view(crops, stream=2), *plain, at.recolour(plain).image)
+        flat = [field for each in seen for field in (each if isinstance(each, tuple) else (each,))]
+        return [field for field in flat if isinstance(field, torch.Tensor)]
+
+    whole = drawn(source(7, patch=patch), share=3)
+    ranks = [drawn(source(7, patch=patch, rank=rank, world=3), share=1) for rank in range(3)]
+    assert len(whole) > 15
+    for one, several in zip(whole, zip(*ranks, strict=True), strict=True):
+        assert torch.equal(one, torch.cat(several))
+
+
+def test_every_process_has_its_own_numbers_for_a_method() -> None:
+    drawn = {
+        source(5, rank=rank, world=world).generator().initial_seed()
+        for rank, world in ((0, 2), (1, 2), (2, 3))
+    }
+    assert len(drawn) == 3
+    assert source(5, world=2).generator().initial_seed() == source(5).generator().initial_seed()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from handful.batches import IGNORE
 from handful.data.augment.geometry import Geometry, apply_geometry, sample_geometry, source_margin
-from handful.data.augment.intensity import apply_intensity, sample_intensity
+from handful.data.augment.intensity import Intensity, apply_intensity, sample_intensity
 from handful.data.augment.settings import AugmentSettings
 from handful.data.preprocess import IGNORED_VOXEL
 from handful.errors import DataError
@@ -121,6 +121,8 @@ class Source:
         seed: of the run.
         step: number of the step; draws are a function of (seed, step, stream).
         progress: of the run, from 0 to 1: methods of several stages draw by it.
+        rank, world: which process this is, of how many. Draws and views are those of one process with ``world`` times
+            the count, of which each process cuts its own rows: those of all ranks, one after the other, are the whole.
     """
 
     labelled: Sequence[StoredCase]
@@ -135,6 +137,8 @@ class Source:
     seed: int
     step: int
     progress: float = 0.0
+    rank: int = 0
+    world: int = 1
 
     def smaller(self, share: float, *, multiple: Sequence[int]) -> "Source":
         """Return the same source with patches of about ``share`` of each side, for tasks that need many small views.
@@ -217,15 +221,15 @@ class Source:
         batch, channels = crops.image.shape[:2]
         drawn = sample_geometry(
             self.augment,
-            batch=batch,
+            batch=batch * self.world,
             patch=self.patch,
             spacing_mm=spacing,
             mirror=self.mirror,
             generator=generator,
         )
-        geometry = drawn if geometry is None else geometry
+        geometry = Geometry(*map(self._own, drawn)) if geometry is None else geometry
         recolouring = sample_intensity(
-            self.augment, batch=batch, channels=channels, generator=generator, spacing_mm=spacing
+            self.augment, batch=batch * self.world, channels=channels, generator=generator, spacing_mm=spacing
         )
         with torch.no_grad():
             image, label = apply_geometry(
@@ -238,7 +242,7 @@ class Source:
                 classes=self.classes,
             )
             if intensity:
-                image = apply_intensity(recolouring, image)
+                image = apply_intensity(Intensity(*map(self._own, recolouring)), image)
         return View(image, label, geometry)
 
     def recolour(self, view: View, *, stream: int = 0) -> View:
@@ -249,12 +253,16 @@ class Source:
         generator = torch.Generator().manual_seed(self._seed("recolour", stream))
         batch, channels = view.image.shape[:2]
         recolouring = sample_intensity(
-            self.augment, batch=batch, channels=channels, generator=generator, spacing_mm=self._spacing()
-        )
-        return view._replace(image=apply_intensity(recolouring, view.image))
+            self.augment, batch=batch * self.world, channels=channels, generator=generator,
+            spacing_mm=self._spacing(),
+        )  # fmt: skip
+        return view._replace(image=apply_intensity(Intensity(*map(self._own, recolouring)), view.image))
 
     def generator(self, *, stream: int = 0) -> torch.Generator:
-        """Return a generator on the CPU for what a method draws besides patches and views: masks, noise, pairings."""
+        """Return a generator on the CPU for what a method draws besides patches and views: masks, noise, pairings.
+
+        Each process has its own.
+        """
         return torch.Generator().manual_seed(self._seed("method", stream))
 
     def _draw(
@@ -265,6 +273,8 @@ class Source:
                 "there are no cases to draw from: this method needs cases this run does not have."
             )
         rng = np.random.default_rng(self._seed("draw", stream))
+        mine = range(self.rank * count, (self.rank + 1) * count)
+        count *= self.world
         picks = self._pick_cases(len(cases), count // parts, stream).repeat(parts)
         # the same number of foreground-centred items every step, the fraction made up over steps
         forced = int((self.step + 1) * count * self.sampling.foreground) - int(
@@ -279,6 +289,8 @@ class Source:
             extent = np.array(case.image.shape[1:])
             part = (item % parts, parts)
             centre = self._centre(case, extent, rng, on_foreground=with_label and item < forced, part=part)
+            if item not in mine:
+                continue
             images.append(_box(case.image, centre, size))
             if with_label:
                 assert case.label is not None
@@ -297,7 +309,7 @@ class Source:
         return Crops(
             image,
             label,
-            torch.from_numpy(picks),
+            torch.from_numpy(picks[mine.start : mine.stop]),
             torch.from_numpy(np.array(positions)),
             low,
             low + torch.from_numpy(full),
@@ -347,10 +359,15 @@ class Source:
         cases = self.labelled or self.unlabelled
         return tuple(cases[0].spacing_mm[3 - len(self.patch) :])
 
+    def _own(self, rows: Tensor) -> Tensor:
+        """Return this process's rows of those drawn for all."""
+        return rows.chunk(self.world)[self.rank]
+
     def _seed(self, purpose: str, stream: int) -> int:
-        words = np.random.SeedSequence(
-            [self.seed, self.step, {"draw": 1, "view": 2, "method": 3, "recolour": 4}[purpose], stream]
-        ).generate_state(2)
+        numbers = [self.seed, self.step, {"draw": 1, "view": 2, "method": 3, "recolour": 4}[purpose], stream]
+        if purpose == "method" and self.rank:
+            numbers.append(self.rank)
+        words = np.random.SeedSequence(numbers).generate_state(2)
         return int(words[0]) << 31 | int(words[1]) >> 1
 
 
