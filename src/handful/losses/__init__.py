@@ -27,6 +27,7 @@ from handful.losses.contrastive import (
     positional_contrast,
     relative_position,
 )
+from handful.losses.entropy import mean_entropy
 from handful.losses.equivariance import anatomy, masked_divergence, warp_consistency
 from handful.losses.gathered import pixel_contrast_across_processes
 from handful.losses.global_local import global_contrast, local_contrast
@@ -39,6 +40,7 @@ from handful.losses.mixcl import (
     mixed_identity,
     soft_label_contrast,
 )
+from handful.losses.mixed_labels import mixed_supervision
 from handful.losses.neighbours import nearest_neighbours
 from handful.losses.pixel import pixel_contrast
 from handful.losses.pseudo_label import pseudo_label, pseudo_label_cross_entropy
@@ -69,7 +71,9 @@ __all__ = [
     "local_contrast",
     "local_contrast_across",
     "masked_divergence",
+    "mean_entropy",
     "mixed_identity",
+    "mixed_supervision",
     "nearest_neighbours",
     "negative_cosine",
     "nt_xent",
