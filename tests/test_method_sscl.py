@@ -57,7 +57,7 @@ def test_the_local_stage_is_pixel_contrast_over_both_views(settings: Any, loss: 
 
 def test_in_3d_every_second_voxel_is_contrasted_on_the_half_resolution_map() -> None:
     method = sscl(3, local_pixels=10**6)
-    batch = method.batch(phantom_source(3))
+    batch = method.batch(dataclasses.replace(phantom_source(3), batch=8))
     label = batch.label[:, ::2, ::2, ::2]
     z = embedded(method, batch, 1)
     assert z.shape == (4, 2, 8, 4, 8, 6)
@@ -106,8 +106,12 @@ def test_local_patches_are_made_as_small_as_the_pixels_allow(dims: int) -> None:
     pixels = 2 * batch.label.numel()
     assert pixels <= 1.6 * 2 * 4 * 8**dims  # "about": sides are multiples of the stride
     assert math.prod(batch.label.shape[1:]) < math.prod(source.patch)
-    whole = sscl(dims, local_pixels=10**6).batch(source)
+    roomy = dataclasses.replace(source, batch=8)  # two views of four images: a planned batch
+    whole = sscl(dims, local_pixels=10**6).batch(roomy)
     assert tuple(whole.label.shape[1:]) == source.patch
+    planned = dataclasses.replace(source, batch=2)
+    fitted = sscl(dims, local_pixels=10**6).batch(planned)
+    assert 2 * fitted.label.numel() <= 1.6 * 2 * math.prod(source.patch)
 
 
 def test_background_alone_costs_nothing() -> None:
@@ -148,7 +152,7 @@ def test_missing_labels_are_said_at_the_first_step_of_the_global_stage() -> None
 
 
 def test_what_cannot_work_is_said_before_the_first_step() -> None:
-    with pytest.raises(UsageError, match=r"level 0 has \(16, 12\) pixels"):
+    with pytest.raises(UsageError, match=r"level 0 has \(8, 8\) pixels"):
         sscl(local="block").batch(phantom_source(2, progress=0.0))
     source = phantom_source(3, progress=0.0)
     one = dataclasses.replace(source, labelled=source.labelled[:1], unlabelled=[], patch=(12, 16, 12))

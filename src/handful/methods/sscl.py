@@ -50,8 +50,9 @@ class Settings:
         local_temperature: of the local stage.
         local_level: decoder level whose map is contrasted, 0 the finest; finer ones stay fresh. None: 0 in 2D, 1 in
             3D.
-        local_pixels: contrasted in a step at most (about), all images and views together: patches of the local stage
-            are made as much smaller as that takes. The cost grows with its square. Not for ``block``.
+        local_pixels: contrasted in a step at most (about), all images and views together; the cost grows with its
+            square. Not for ``block``. Patches of the local stage are made as much smaller than planned as this takes,
+            and as it takes that a step has no more voxels than a planned batch.
         local_geometry: whether a local batch is also moved; its two views alike, so that their pixels coincide.
         local_width: of the pixel embedding.
     """
@@ -68,7 +69,7 @@ class Settings:
     local_batch: int = 4  # released code
     local_temperature: float = 0.1  # released script
     local_level: int | None = None  # the paper: 0; in 3D half the resolution is a 64th of the pairs
-    local_pixels: int = 32_768  # ours: about a second on one CPU core, see docs/methods/sscl.md
+    local_pixels: int = 32_768  # ours; docs/methods/sscl.md has the times
     local_geometry: bool = True  # ours; the paper: False
     local_width: int = 128  # released code
 
@@ -191,18 +192,18 @@ class SSCL(Method):
                 "the local stage of SSCL contrasts pixels by their labels, and this run has none. Allow some "
                 "(--labels), or use --set method.local=self, or --set method.stage=global."
             )
+        share = source.batch / (2 * settings.local_batch)
         if settings.local != "block":
             step = settings.stride if settings.local in ("stride", "self") else 1
-            pixels = math.prod(
-                side / (stride * step) for side, stride in zip(source.patch, self.level_stride)
-            )
-            share = (settings.local_pixels / (2 * settings.local_batch * pixels)) ** (1 / len(self.stride))
-            return source if share >= 1 else source.smaller(share, multiple=self.stride)
+            pixels = math.prod(s / (n * step) for s, n in zip(source.patch, self.level_stride))
+            share = min(share, settings.local_pixels / (2 * settings.local_batch * pixels))
+        if share < 1:
+            source = source.smaller(share ** (1 / len(self.stride)), multiple=self.stride)
         size = tuple(side // stride for side, stride in zip(source.patch, self.level_stride))
-        if min(size) < settings.block:
+        if settings.local == "block" and min(size) < settings.block:
             raise UsageError(
                 f"method.block is {settings.block}, but the decoder's map at level {self.level} has {size} pixels. "
-                "Use a smaller block, or method.local=exact."
+                "Use a smaller block or local_batch, or method.local=exact."
             )
         return source
 
