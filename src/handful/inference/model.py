@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from handful.artefacts import hash_of_file
 from handful.data.plan import Plan
@@ -83,6 +83,36 @@ def load_model(run: Path | str, *, device: torch.device | str = "cpu") -> Model:
         DataError: not a run, or its weights are damaged.
         RunError: the run is not finished, or was made by a newer version.
     """
+    file, parts, metadata = read_run(run)
+    if PART not in parts:
+        raise DataError(
+            f"{file} holds {', '.join(parts) or 'nothing'}, no '{PART}': it cannot predict. Train from it first."
+        )
+    plan = build(Plan, metadata["plan"], where=f"the plan in {file}")
+    network = build_network(metadata["architecture"])
+    try:
+        load_into(network, parts[PART])
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from None
+    memory_format = torch.channels_last if plan.dims == 2 else torch.channels_last_3d
+    for parameter in network.parameters():  # the layout training measured to be fastest
+        if parameter.ndim == plan.dims + 2:
+            parameter.data = parameter.data.to(memory_format=memory_format)
+    network.eval().requires_grad_(False).to(device)
+    names = dict(zip(plan.label_values, plan.label_names, strict=True))
+    return Model(file.parent, network, plan, names, metadata, hash_of_file(file))
+
+
+def read_run(run: Path | str) -> tuple[Path, dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Return a finished run's file of weights, the tensors of each of its parts, and what was saved with them.
+
+    Args:
+        run: the run's folder, or its file of weights.
+
+    Raises:
+        DataError: not a run, or its weights are damaged.
+        RunError: the run is not finished, or was made by a newer version.
+    """
     run = Path(run)
     file = run if run.is_file() else run / WEIGHTS
     if not run.exists():
@@ -102,23 +132,7 @@ def load_model(run: Path | str, *, device: torch.device | str = "cpu") -> Model:
             f"{file} has format {found}, written by handful {metadata.get('version', 'unknown')}; this version reads "
             f"up to {FORMAT}. Upgrade with: pip install --upgrade handful"
         )
-    if PART not in parts:
-        raise DataError(
-            f"{file} holds {', '.join(parts) or 'nothing'}, no '{PART}': it cannot predict. Train from it first."
-        )
-    plan = build(Plan, metadata["plan"], where=f"the plan in {file}")
-    network = build_network(metadata["architecture"])
-    try:
-        load_into(network, parts[PART])
-    except DataError as error:
-        raise DataError(f"{file}: {error}") from None
-    memory_format = torch.channels_last if plan.dims == 2 else torch.channels_last_3d
-    for parameter in network.parameters():  # the layout training measured to be fastest
-        if parameter.ndim == plan.dims + 2:
-            parameter.data = parameter.data.to(memory_format=memory_format)
-    network.eval().requires_grad_(False).to(device)
-    names = dict(zip(plan.label_values, plan.label_names, strict=True))
-    return Model(file.parent, network, plan, names, metadata, hash_of_file(file))
+    return file, parts, metadata
 
 
 def _strides(architecture: Mapping[str, Any], dims: int) -> tuple[int, ...] | None:
