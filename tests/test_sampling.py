@@ -226,7 +226,9 @@ def test_the_rows_of_all_processes_are_those_of_one_with_the_whole_batch(
         else:
             crops = getattr(at, f"draw_{draw}")(4 * share)
         plain = at.view(crops, stream=1, intensity=False)
-        seen = (*crops, *at.view(crops, stream=2), *plain, at.recolour(plain).image)
+        assert crops.everywhere is not None
+        assert torch.equal(crops.everywhere.low.chunk(at.world)[at.rank], crops.low)
+        seen = (*crops[:-1], *at.view(crops, stream=2), *plain, at.recolour(plain).image)
         flat = [field for each in seen for field in (each if isinstance(each, tuple) else (each,))]
         return [field for field in flat if isinstance(field, torch.Tensor)]
 
@@ -235,6 +237,14 @@ def test_the_rows_of_all_processes_are_those_of_one_with_the_whole_batch(
     assert len(whole) > 15
     for one, several in zip(whole, zip(*ranks, strict=True), strict=True):
         assert torch.equal(one, torch.cat(several))
+
+
+def test_every_process_knows_where_the_boxes_of_all_are() -> None:
+    ranks = [source(7, rank=rank, world=2).draw_any(3).everywhere for rank in range(2)]
+    whole = source(7).draw_any(6)
+    for one, first, second in zip(whole[2:6], *ranks, strict=True):
+        assert torch.equal(one, first)
+        assert torch.equal(one, second)
 
 
 def test_every_process_has_its_own_numbers_for_a_method() -> None:

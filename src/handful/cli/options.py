@@ -49,6 +49,15 @@ Device = Annotated[
 ]
 Precision = Annotated[str, typer.Option(metavar="NAME", help="auto, 32, bf16 or fp16.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all of them if not given.")]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, help="Train on N GPUs (with --device cpu, N processes) of this machine."
+    ),
+]
+Nodes = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Train on N machines (docs/distributed.md).")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but problems.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]

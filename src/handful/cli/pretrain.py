@@ -5,12 +5,14 @@ from handful.cli.options import (
     AdaptChannels,
     Data,
     Device,
+    Devices,
     Draw,
     DryRun,
     Init,
     Labels,
     MaxTime,
     MethodName,
+    Nodes,
     Overwrite,
     PartialInit,
     Patients,
@@ -49,6 +51,8 @@ def pretrain(
     max_time: MaxTime = None,
     seed: Seed = 0,
     device: Device = "auto",
+    devices: Devices = None,
+    nodes: Nodes = None,
     precision: Precision = "auto",
     threads: Threads = None,
     tensorboard: TensorBoard = False,
@@ -62,7 +66,9 @@ def pretrain(
     outside the budget is learned from. The same command with the same --out continues an unfinished run.
     """
     from handful.training import run
+    from handful.training.processes import processes
 
+    quiet = quiet or not processes(devices, nodes).first
     with training_progress(quiet=quiet or dry_run) as report:
         run.pretrain(
             data,
@@ -80,6 +86,8 @@ def pretrain(
             recipe=recipe,
             set_=set_ or (),
             device=device,
+            devices=devices,
+            nodes=nodes,
             precision=precision,
             threads=threads,
             overwrite=overwrite,

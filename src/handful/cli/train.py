@@ -9,12 +9,14 @@ from handful.cli.options import (
     AdaptChannels,
     Data,
     Device,
+    Devices,
     Draw,
     DryRun,
     Init,
     Labels,
     MaxTime,
     MethodName,
+    Nodes,
     Overwrite,
     PartialInit,
     Patients,
@@ -57,6 +59,8 @@ def train(
     max_time: MaxTime = None,
     seed: Seed = 0,
     device: Device = "auto",
+    devices: Devices = None,
+    nodes: Nodes = None,
     precision: Precision = "auto",
     threads: Threads = None,
     tensorboard: TensorBoard = False,
@@ -69,7 +73,9 @@ def train(
     The same command with the same --out continues an unfinished run and says so of a finished one.
     """
     from handful.training import run
+    from handful.training.processes import processes
 
+    quiet = quiet or not processes(devices, nodes).first
     with training_progress(quiet=quiet or dry_run) as report:
         run.train(
             data,
@@ -88,6 +94,8 @@ def train(
             recipe=recipe,
             set_=set_ or (),
             device=device,
+            devices=devices,
+            nodes=nodes,
             precision=precision,
             threads=threads,
             overwrite=overwrite,

@@ -76,6 +76,15 @@ def foreground_voxels(
     return tuple(found)
 
 
+class Places(NamedTuple):
+    """Where boxes were drawn: the fields of ``Crops`` of the same names."""
+
+    case: Tensor
+    position: Tensor
+    low: Tensor
+    high: Tensor
+
+
 class Crops(NamedTuple):
     """Source boxes, larger than a patch by the augmentation's margin, before any augmentation.
 
@@ -86,6 +95,7 @@ class Crops(NamedTuple):
         position: (B, 3) float64 centre of the box, relative to its volume, in [0, 1] along D, H, W.
         low, high: (B, 3) first voxel of each patch (without margin) in its volume, and the one after its last; they
             may lie outside the volume.
+        everywhere: where the boxes of all processes are, in the order of their ranks; None where draws were joined.
     """
 
     image: Tensor
@@ -94,6 +104,7 @@ class Crops(NamedTuple):
     position: Tensor
     low: Tensor
     high: Tensor
+    everywhere: Places | None = None
 
 
 class View(NamedTuple):
@@ -202,8 +213,9 @@ class Source:
         others = self.draw_unlabelled(count - known)
         unknown = others.image.new_full(others.image[:, 0].shape, IGNORE, dtype=torch.int64)
         others = others._replace(label=unknown, case=others.case + len(self.labelled))
-        pairs: list[Any] = list(zip(labelled, others))
-        return Crops(*(torch.cat(pair) for pair in pairs))
+        pairs: list[Any] = list(zip(labelled[:-1], others[:-1]))
+        joined: list[Any] = [torch.cat(pair) for pair in pairs]
+        return Crops(*joined)
 
     def view(
         self, crops: Crops, *, stream: int = 0, geometry: Geometry | None = None, intensity: bool = True
@@ -289,14 +301,14 @@ class Source:
             extent = np.array(case.image.shape[1:])
             part = (item % parts, parts)
             centre = self._centre(case, extent, rng, on_foreground=with_label and item < forced, part=part)
+            positions.append((centre + 0.5) / extent)
+            corners.append(centre - full // 2)
             if item not in mine:
                 continue
             images.append(_box(case.image, centre, size))
             if with_label:
                 assert case.label is not None
                 labels.append(_box(case.label, centre, size, outside=IGNORED_VOXEL))
-            positions.append((centre + 0.5) / extent)
-            corners.append(centre - full // 2)
         image = torch.stack(images).to(self.device)
         label = None
         if with_label:
@@ -306,14 +318,11 @@ class Source:
             image = image.squeeze(2)
             label = label.squeeze(1) if label is not None else None
         low = torch.from_numpy(np.array(corners))
-        return Crops(
-            image,
-            label,
-            torch.from_numpy(picks[mine.start : mine.stop]),
-            torch.from_numpy(np.array(positions)),
-            low,
-            low + torch.from_numpy(full),
+        everywhere = Places(
+            torch.from_numpy(picks), torch.from_numpy(np.array(positions)), low, low + torch.from_numpy(full)
         )
+        own = Places(*map(self._own, everywhere))
+        return Crops(image, label, own.case, own.position, own.low, own.high, everywhere)
 
     def _pick_cases(self, total: int, count: int, stream: int) -> np.ndarray:
         """Walk through shuffled rounds of all cases, so that every case is seen equally often."""

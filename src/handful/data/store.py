@@ -40,6 +40,7 @@ def load_cases(
     folder: Path | None,
     device: torch.device,
     memory_gb: float | None = None,
+    sharing: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Stored:
     """Prepare cases and put them on ``device``, or leave them in compressed files if they would not fit.
@@ -50,9 +51,12 @@ def load_cases(
         folder: where the compressed files go if they are needed.
         device: of the training.
         memory_gb: what the cases may fill; None takes ``RESIDENT_SHARE`` of what is free now.
+        sharing: processes that each load these cases; on a CPU they share its memory.
         progress: called with (cases done, all cases).
     """
     free = _free_gb(device) * RESIDENT_SHARE if memory_gb is None else memory_gb
+    if memory_gb is None and device.type != "cuda":
+        free /= sharing
     if folder is None or _resident_gb(cases, plan) <= free:
         prepared = load_all(cases, plan, threads=os.cpu_count() or 1, progress=progress)
         kept = []

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from handful.batches import IGNORE
+from handful.losses.processes import gathered
 
 
 def dice_ce(
@@ -52,8 +53,14 @@ def dice_and_cross_entropy(
     squared: bool = False,
     smooth: float = 1e-5,
     batch: bool = True,
+    processes: bool = False,
 ) -> Tensor:
     """Return ``soft_dice_loss`` and ``cross_entropy`` as (2,), from one softmax: what labelled images train with.
+
+    Args:
+        logits, label, balance, include_background, squared, smooth, batch: as for the two.
+        processes: whether the sums run over the images of all processes (``gathered``), which must then all call it
+            together with equally many: Dice, and weights of classes, of small batches are not the mean of their parts.
 
     Raises:
         ValueError: as the two.
@@ -63,6 +70,8 @@ def dice_and_cross_entropy(
         tensor([0.5000, 0.6931])
     """
     sums = _sums(logits, label, squared=squared)
+    if processes:
+        sums = _Sums(*gathered(torch.stack(sums, dim=1)).unbind(1))
     dice = _dice(sums, include_background=include_background, smooth=smooth, batch=batch)
     return torch.stack([dice, _cross_entropy(sums, balance=balance)])
 

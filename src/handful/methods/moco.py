@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from handful.data.sampling import Source
 from handful.errors import DataError, UsageError
 from handful.losses.identity import queue_info_nce
+from handful.losses.processes import gathered
 from handful.methods.contract import Method, Needs, StepOutput, Watched
 from handful.networks.embedder import Embedder
 from handful.networks.heads import VectorHead
@@ -127,7 +128,7 @@ class MoCo(Method):
     def after_step(self, progress: float) -> None:
         """Put the keys of this step into the queue and move the teacher."""
         if self.keys is not None:
-            self.memory.enqueue(*self.keys)
+            self.memory.enqueue(*map(gathered, self.keys))
         self.teacher.update(self.student, self.settings.decay)
 
     def exports(self) -> Mapping[str, nn.Module]:

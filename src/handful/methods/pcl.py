@@ -19,6 +19,7 @@ from handful.data.sampling import Source
 from handful.errors import UsageError
 from handful.losses.contrastive import positional_contrast
 from handful.losses.mixcl import overlapping
+from handful.losses.processes import gathered
 from handful.methods.contract import Method, Needs, StepOutput, Watched
 from handful.networks.heads import VectorHead
 from handful.networks.parts import parts_of
@@ -52,7 +53,13 @@ class Settings:
 
 
 class Batch(NamedTuple):
-    """Two views (B, C, *S) of each image, its position (B, 3), and which images overlap (B, B)."""
+    """Two views (B, C, *S) of each image, and of the N images of all processes their positions and overlaps.
+
+    Attributes:
+        first, second: (B, C, *S), of this process.
+        position: (N, 3) along D, H, W.
+        related: (N, N) bool, which images overlap.
+    """
 
     first: Tensor
     second: Tensor
@@ -81,14 +88,16 @@ class PCL(Method):
             source = source.smaller(self.settings.patch_share, multiple=self.stride)
         crops = source.draw_any(self.settings.batch)
         first, second = source.view(crops, stream=0), source.view(crops, stream=1)
-        related = overlapping(crops.case, crops.low, crops.high)
-        return Batch(first.image, second.image, crops.position, related.to(first.image.device))
+        places = crops.everywhere
+        assert places is not None
+        related = overlapping(places.case, places.low, places.high)
+        return Batch(first.image, second.image, places.position, related.to(first.image.device))
 
     def step(self, batch: Any, progress: float) -> StepOutput:
         """Positional contrast of the two views."""
         views = torch.cat([batch.first, batch.second])
         z = self.head(self.encoder(views)[-1]).float()
-        z = torch.stack(z.chunk(2), dim=1)
+        z = gathered(torch.stack(z.chunk(2), dim=1))
         where = batch.position if self.settings.axes == "all" else batch.position[:, 0]
         loss = positional_contrast(
             z, where, threshold=self.settings.threshold, temperature=self.settings.temperature,

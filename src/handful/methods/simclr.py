@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from handful.data.sampling import Source
 from handful.errors import DataError, UsageError
 from handful.losses.mixcl import identity_contrast, overlapping
+from handful.losses.processes import gathered
 from handful.methods.contract import Method, Needs, StepOutput, Watched
 from handful.networks.heads import VectorHead
 from handful.networks.parts import parts_of
@@ -49,7 +50,7 @@ class Settings:
 
 
 class Batch(NamedTuple):
-    """Two views (B, C, *S) of each image, and which images overlap (B, B)."""
+    """Two views (B, C, *S) of each image, and which of the N images of all processes overlap, (N, N) bool."""
 
     first: Tensor
     second: Tensor
@@ -77,7 +78,9 @@ class SimCLR(Method):
             source = source.smaller(self.settings.patch_share, multiple=self.stride)
         crops = source.draw_any(self.settings.batch)
         first, second = source.view(crops, stream=0), source.view(crops, stream=1)
-        related = overlapping(crops.case, crops.low, crops.high)
+        places = crops.everywhere
+        assert places is not None
+        related = overlapping(places.case, places.low, places.high)
         if source.step == 0 and related.all():
             raise DataError(
                 "SimCLR tells images apart, and all patches show the same place of one volume. Give it more volumes, "
@@ -88,7 +91,7 @@ class SimCLR(Method):
     def step(self, batch: Any, progress: float) -> StepOutput:
         """Contrast of the two views, over all images but those that show the same tissue."""
         z = self.head(self.encoder(torch.cat([batch.first, batch.second]))[-1]).float()
-        first, second = z.chunk(2)
+        first, second = (gathered(view) for view in z.chunk(2))
         loss = identity_contrast(first, second, temperature=self.settings.temperature, related=batch.related)
         watched = Watched(torch.stack([first, second], dim=1).detach())
         return StepOutput(loss, {"contrast": loss.detach()}, watched=watched)

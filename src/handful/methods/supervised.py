@@ -51,7 +51,7 @@ class Supervised(Method):
         levels = (
             self.network.deep(batch.image) if isinstance(self.network, UNet) else [self.network(batch.image)]
         )
-        both = partial(dice_and_cross_entropy, balance=self.settings.balance)
+        both = partial(dice_and_cross_entropy, balance=self.settings.balance, processes=True)
         dice, entropy = deep_supervision(levels, batch.label, both)
         loss = self.settings.dice_weight * dice + self.settings.cross_entropy_weight * entropy
         return StepOutput(loss, {"dice_loss": dice.detach(), "cross_entropy": entropy.detach()})

@@ -68,7 +68,7 @@ class SupervisedPretrain(Method):
         levels = (
             self.network.deep(batch.image) if isinstance(self.network, UNet) else [self.network(batch.image)]
         )
-        both = partial(dice_and_cross_entropy, balance=self.settings.balance)
+        both = partial(dice_and_cross_entropy, balance=self.settings.balance, processes=True)
         dice, entropy = deep_supervision(levels, batch.label, both)
         terms = {
             "dice_loss": self.settings.dice_weight * dice,

@@ -31,10 +31,12 @@ class RunFolder:
     Args:
         path: the folder; made if missing.
         quiet: write ``log.txt`` only, print nothing.
+        writes: False in all processes of a training but one: what they would write or say, that one does.
     """
 
-    def __init__(self, path: Path, *, quiet: bool = False) -> None:
+    def __init__(self, path: Path, *, quiet: bool = False, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
         self.quiet = quiet
         self.recipe = path / "recipe.yaml"
         self.plan = path / "plan.yaml"
@@ -55,6 +57,9 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for one process; a second one is told so instead of mixing its files in."""
+        if not self.writes:
+            yield
+            return
         with open(self.path / ".lock", "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -68,6 +73,8 @@ class RunFolder:
 
     def say(self, text: str) -> None:
         """Append a line to ``log.txt`` and print it."""
+        if not self.writes:
+            return
         with open(self.path / "log.txt", "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
         if not self.quiet:
@@ -75,6 +82,8 @@ class RunFolder:
 
     def append_metrics(self, row: Mapping[str, float]) -> None:
         """Append one row to ``metrics.jsonl``."""
+        if not self.writes:
+            return
         try:
             with open(self.metrics, "a", encoding="utf-8") as file:
                 file.write(json.dumps({k: _rounded(v) for k, v in row.items()}) + "\n")
@@ -97,11 +106,15 @@ class RunFolder:
 
     def keep_metrics_until(self, step: int) -> None:
         """Drop rows past ``step``: they belong to steps that are about to be repeated."""
+        if not self.writes:
+            return
         rows = [row for row in self.read_metrics() if row["step"] <= step]
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Write ``checkpoint.pt`` whole or leave the previous one as it was."""
+        if not self.writes:
+            return
         with atomic_path(self.checkpoint) as temporary:
             try:
                 torch.save(dict(state), temporary)

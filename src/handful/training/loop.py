@@ -2,6 +2,9 @@
 
 A step is a pure function of (weights, optimiser state, averages, seed, step number): all randomness comes from the
 step number, so a checkpoint needs no generator states and a resumed run repeats the uninterrupted one exactly.
+
+Several processes each take their rows of the batch; norms see the whole batch, gradients are averaged (DDP), and all
+agree on the clock, so that they draw, log and stop at the same steps.
 """
 
 import signal
@@ -20,10 +23,12 @@ from torch import Tensor, nn
 from handful.data.sampling import Source
 from handful.errors import RunError, UsageError
 from handful.methods.contract import Method
+from handful.networks.synchronised import synchronise_norms
 from handful.networks.teacher import Teacher
 from handful.training.checkup import Checkup
 from handful.training.contention import Contention
 from handful.training.folder import RunFolder
+from handful.training.lockstep import Lockstep
 from handful.training.schedules import SCHEDULES, ema_decay
 
 
@@ -128,8 +133,8 @@ def fit(
         method: on the CPU; moved to the fabric's device.
         source: step number -> what the method draws its batch from.
         settings: length, optimiser, schedules.
-        fabric: device, precision.
-        folder: where checkpoints and metrics go; an existing checkpoint is continued.
+        fabric: device, precision, and the processes that train together, launched.
+        folder: where checkpoints and metrics go; an existing checkpoint is continued, by all processes from the same.
         seed: of the run; also drives dropout.
         checkup: watches a pre-training; None watches nothing.
         prefetch: prepare the next batch in a thread (for cases streamed from disk).
@@ -137,7 +142,7 @@ def fit(
 
     Raises:
         RunError: a loss became NaN or infinite (the term is named, the last checkpoint kept), the disk is full, the
-            run was interrupted (a checkpoint was saved).
+            run was interrupted (a checkpoint was saved), processes do not see the same checkpoint.
     """
     dims = len(source(0).patch)
     memory_format = torch.channels_last if dims == 2 else torch.channels_last_3d
@@ -147,6 +152,9 @@ def fit(
             if parameter.ndim == dims + 2:
                 # .to, not .contiguous: with one input channel only .to writes the strides convolutions go by
                 parameter.data = parameter.data.to(memory_format=memory_format)
+    if fabric.world_size > 1:
+        synchronise_norms(method)
+    lockstep = Lockstep(fabric)
     optimiser = _optimiser(method, settings)
     averages = nn.ModuleDict({name: Teacher(part) for name, part in method.exports().items()})
     wrapped, optimiser = fabric.setup(method, optimiser)
@@ -162,32 +170,36 @@ def fit(
             checkup.load_state_dict(state["checkup"])
         step, before = int(state["step"]), float(state["seconds"])
         folder.say(f"continuing at step {step} after {before:.0f} s of training")
+    if not lockstep.same(step):
+        raise RunError(
+            f"{folder.checkpoint} is not the same file for all processes (here it is of step {step}). --out must be on "
+            "storage that all machines share."
+        )
     folder.keep_metrics_until(step)
 
     steps, limit = settings.steps, settings.max_time_s
     every = max(1, steps // settings.rows) if steps else 1
     window, contention = _Window(), Contention()
-    started = saved = time.monotonic()
-    written = started
+    now, caught = lockstep.agree()
+    stopped = lockstep.any(checkup is not None and checkup.stopped)
+    started = saved = written = now
     fraction = _fraction(step, before, steps, limit)
     method.train()
     with _Interrupt() as interrupt:
 
-        def is_due(done: int) -> bool:
-            return done % every == 0 if steps else time.monotonic() - written >= (limit or 0) / settings.rows
+        def progress(number: int) -> float:
+            return _fraction(number, before + now - started, steps, limit)
 
-        def drawn(number: int) -> Any:
-            seconds = before + time.monotonic() - started
-            return method.batch(replace(source(number), progress=_fraction(number, seconds, steps, limit)))
+        def drawn(number: int, progress: float) -> Any:
+            return method.batch(replace(source(number), progress=progress))
 
-        for number, batch in _batches(drawn, step, prefetch=prefetch):
-            seconds = before + time.monotonic() - started
-            fraction = _fraction(number, seconds, steps, limit)
-            if fraction >= 1 or interrupt.caught or (checkup is not None and checkup.stopped):
+        for number, batch in _batches(drawn, progress, step, prefetch=prefetch):
+            fraction = progress(number)
+            if fraction >= 1 or caught or stopped:
                 break
-            torch.manual_seed(
-                (seed << 32) + number
-            )  # dropout: the only randomness left to the global generator
+            due = (number + 1) % every == 0 if steps else now - written >= (limit or 0) / settings.rows
+            # dropout: the only randomness left to the global generator
+            torch.manual_seed((seed << 32) + (fabric.global_rank << 26) + number)
             lr = settings.lr * SCHEDULES[settings.schedule](fraction)
             if fraction < settings.warm_up:
                 lr *= fraction / settings.warm_up
@@ -198,14 +210,15 @@ def fit(
             with fabric.autocast():  # fabric itself applies the precision to forward() only, not to step()
                 output = wrapped.step(_channels_last(batch, memory_format), fraction)
             gradients: Mapping[str, Tensor] = {}
-            if checkup is not None and is_due(number + 1):
+            if checkup is not None and due:
                 gradients = checkup.gradients(method, output)
             fabric.backward(output.loss)
             norm = fabric.clip_gradients(wrapped, optimiser, max_norm=settings.clip, error_if_nonfinite=False)
             optimiser.step()
             method.after_step(fraction)
             step = number + 1
-            after = _fraction(step, before + time.monotonic() - started, steps, limit)
+            now, caught = lockstep.agree(interrupt.caught)
+            after = progress(step)
             decay = ema_decay(number, after - fraction, horizon=settings.ema_horizon)
             for name, part in method.exports().items():
                 average = averages[name]
@@ -215,15 +228,15 @@ def fit(
             if checkup is not None:
                 checkup.add(output)
 
-            now = time.monotonic()
-            if fabric.device.type == "cpu":  # elsewhere the thread waits for the device
-                contention.add(time.thread_time() - cpu, now - wall)
-            due = is_due(step)
+            # elsewhere the thread waits for the device, or for the other processes
+            if fabric.device.type == "cpu" and fabric.world_size == 1:
+                contention.add(time.thread_time() - cpu, time.monotonic() - wall)
             checkpoint = now - saved >= settings.checkpoint_every_s
             if due or checkpoint or step == steps:
-                row = _row(window, step, steps, before + now - started, lr, now - written)
+                row = _row(window, fabric, step, steps, before + now - started, lr, now - written)
                 if checkup is not None:
                     row |= checkup.row(method, row, after)
+                    stopped = lockstep.any(checkup.stopped)
                 written, window = now, _Window()
                 folder.append_metrics(row)
                 report(Progress(step, steps, after, row["seconds"], row))
@@ -231,15 +244,15 @@ def fit(
                     folder.say(slowed)
             if checkpoint:
                 _save(folder, method, optimiser, averages, checkup, step, before + now - started)
-                saved = time.monotonic()
-    seconds = before + time.monotonic() - started
+                saved = now
+    seconds = before + now - started
     if step != (int(state["step"]) if state else 0):
         _save(folder, method, optimiser, averages, checkup, step, seconds)
-    if checkup is not None and checkup.stopped:
+    if stopped:
         folder.say(f"stopped after {step} steps: the probe has not improved for {settings.patience} probes")
-    if interrupt.caught and _fraction(step, seconds, steps, limit) < 1:
-        words = f"stopped at step {step} by {interrupt.caught}; run the same command again to continue exactly there."
-        raise KeyboardInterrupt(words) if interrupt.caught == "SIGINT" else RunError(words)
+    if caught and _fraction(step, seconds, steps, limit) < 1:
+        words = f"stopped at step {step} by {caught}; run the same command again to continue exactly there."
+        raise KeyboardInterrupt(words) if caught == "SIGINT" else RunError(words)
     return {name: average.module for name, average in averages.items() if isinstance(average, Teacher)}
 
 
@@ -259,18 +272,23 @@ def _fraction(step: int, seconds: float, steps: int | None, limit: float | None)
     return step / steps if steps else seconds / (limit or 1.0)
 
 
-def _batches(draw: Callable[[int], Any], first: int, *, prefetch: bool) -> Iterator[tuple[int, Any]]:
-    """Yield (step number, batch) from ``first`` on; with ``prefetch`` one batch is made ahead in a thread."""
+def _batches(
+    draw: Callable[[int, float], Any], progress: Callable[[int], float], first: int, *, prefetch: bool
+) -> Iterator[tuple[int, Any]]:
+    """Yield (step number, batch) from ``first`` on; with ``prefetch`` one batch is made ahead in a thread.
+
+    The thread is told the progress: if it read the clock itself, processes could see different times.
+    """
     step = first
     if not prefetch:
         while True:
-            yield step, draw(step)
+            yield step, draw(step, progress(step))
             step += 1
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(draw, first)
+        ahead = pool.submit(draw, first, progress(first))
         while True:
             batch = ahead.result()
-            ahead = pool.submit(draw, step + 1)
+            ahead = pool.submit(draw, step + 1, progress(step + 1))
             yield step, batch
             step += 1
 
@@ -297,14 +315,20 @@ class _Window:
                 self.sums[name] = self.sums[name] + value if name in self.sums else value
                 self.counts[name] = self.counts.get(name, 0) + 1
 
-    def means(self) -> dict[str, float]:
+    def means(self, fabric: Fabric) -> dict[str, float]:
+        """Return the means over steps and processes."""
+        if fabric.world_size > 1 and self.sums:
+            means = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
+            everywhere = fabric.all_reduce(means, reduce_op="mean")
+            assert isinstance(everywhere, Tensor)
+            return dict(zip(self.sums, everywhere.tolist()))
         return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
 
 
 def _row(
-    window: _Window, step: int, steps: int | None, seconds: float, lr: float, passed: float
+    window: _Window, fabric: Fabric, step: int, steps: int | None, seconds: float, lr: float, passed: float
 ) -> dict[str, float]:
-    means = window.means()
+    means = window.means(fabric)
     bad = [name for name, value in means.items() if value != value or value in (float("inf"), float("-inf"))]
     if bad:
         raise RunError(

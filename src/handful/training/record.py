@@ -36,6 +36,8 @@ def asked_of(stage: Stage) -> dict[str, Any]:
         "init": hash_of_file(weights_of(stage.init)) if stage.init else None,
         "adapt_channels": stage.adapt_channels,
         "partial_init": stage.partial_init,
+        # only where there are several: a run of one process is the run it was before there could be
+        **({"processes": stage.processes.world} if stage.processes.world > 1 else {}),
     }
 
 
@@ -85,6 +87,8 @@ def manifest_of(stage: Stage, data_hash: str) -> dict[str, Any]:
         else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "precision": stage.precision,
+        "processes": stage.processes.world,
+        "nodes": stage.processes.nodes,
         "seed": stage.seed,
         "method": stage.recipe.name,
         "references": [stage.method.paper],

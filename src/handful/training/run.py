@@ -1,18 +1,20 @@
 """Train one model: from a folder of volumes to a run folder, doing whatever is missing on the way."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lightning_fabric import Fabric
 from torch import nn
 
-from handful.artefacts import write_json, write_yaml
+from handful.artefacts import read_json, write_json, write_yaml
 from handful.data.plan import Plan, explain
 from handful.data.splits import write_splits
 from handful.data.store import load_cases
 from handful.networks.weights import save_weights
 from handful.training.decisions import decide_plan
-from handful.training.fabric import make_fabric
+from handful.training.fabric import started
 from handful.training.folder import RunFolder
 from handful.training.loop import Progress, fit
 from handful.training.record import asked_of, is_finished, manifest_of, now, weights_header
@@ -49,6 +51,8 @@ def train(
     adapt_channels: bool = False,
     partial_init: bool = False,
     dry_run: bool = False,
+    devices: int | None = None,
+    nodes: int | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> Path:
     """Train a segmentation model on a partly labelled folder.
@@ -84,6 +88,9 @@ def train(
         adapt_channels: where ``init`` saw another number of input channels, spread its first convolution over ours.
         partial_init: accept that less than 99 % of the tensors match.
         dry_run: decide and print everything, train nothing.
+        devices: processes on this machine that train together, one device and one batch each; None: as many as
+            torchrun or SLURM started, else one. The first starts the others, which run this very program again.
+        nodes: machines, each running this program (docs/distributed.md).
         report: called with the progress at every row of the metrics.
 
     Returns:
@@ -117,6 +124,8 @@ def train(
         init=init,
         adapt_channels=adapt_channels,
         partial_init=partial_init,
+        devices=devices,
+        nodes=nodes,
     )
     out = Path(out)
     if dry_run:
@@ -152,6 +161,8 @@ def pretrain(
     adapt_channels: bool = False,
     partial_init: bool = False,
     dry_run: bool = False,
+    devices: int | None = None,
+    nodes: int | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> Path:
     """Learn an encoder, perhaps a decoder too, from all training images; ``train(init=...)`` starts from them.
@@ -161,7 +172,8 @@ def pretrain(
 
     Args:
         data, out, draw, test, splits, seed, steps, max_time, plan, patients, recipe, set_, device, precision, threads,
-            overwrite, quiet, tensorboard, init, adapt_channels, partial_init, dry_run, report: as for ``train``.
+            overwrite, quiet, tensorboard, init, adapt_channels, partial_init, dry_run, devices, nodes, report: as for
+            ``train``.
         method: a pre-training method (``handful methods``), or None if the recipe names it.
         labels: budget of a method that learns from labels too; None is every label.
 
@@ -197,6 +209,8 @@ def pretrain(
         init=init,
         adapt_channels=adapt_channels,
         partial_init=partial_init,
+        devices=devices,
+        nodes=nodes,
     )
     out = Path(out)
     if dry_run:
@@ -239,59 +253,76 @@ def run_stage(
         overwrite, quiet, tensorboard, report: see ``train``.
     """
     asked = asked_of(stage)
-    folder = RunFolder(out, quiet=quiet)
+    first = stage.processes.first
+    folder = RunFolder(out, quiet=quiet, writes=first)
     with folder.locked():
-        if is_finished(folder, asked, overwrite=overwrite):
+        # asked before the others start: none of them needs to be told, and none finds what the first one writes
+        if (first or not overwrite) and is_finished(folder, asked, overwrite=overwrite):
             folder.say(f"{out} holds this run, finished; nothing to do. --overwrite trains it again.")
             return
-        if not folder.recipe.exists():
-            write_yaml(
-                folder.recipe, asked, comment="Everything this run was asked to do; enough to repeat it."
-            )
-        write_splits(folder.splits, stage.splits)
-        plan = decide_plan(
-            stage.dataset,
-            stage.selection,
-            device=stage.device.type,
-            plan=stage.plan,
-            fixed=stage.recipe.plan,
-            folder=folder,
-            structures=stage.segments,
-        )
-        data_hash = asked["data"]["hash"]
-        manifest = manifest_of(stage, data_hash)
-        write_json(folder.manifest, manifest)
-        for note in filter(None, (*stage.dataset.notes, stage.selection.note)):
-            folder.say(note)
-        look = watch(folder, report, tensorboard=tensorboard)
-        parts, architecture, parameters = learn(stage, plan, folder, look)
-        save_weights(folder.weights, parts, weights_header(stage, plan, architecture, data_hash))
-        if stage.validation:
-            _validate(stage, folder)
-        draw_progress(folder)
-        rows = folder.read_metrics()
-        manifest |= {
-            "parameters": parameters,
-            "finished": now(),
-            "steps": int(rows[-1]["step"]) if rows else 0,
-            "seconds": rows[-1]["seconds"] if rows else 0.0,
-        }
-        write_json(folder.manifest, manifest)
-        folder.say(
-            f"trained {manifest['steps']} steps in {manifest['seconds']:.0f} s; weights in {folder.weights}"
-        )
+        with started(stage.device, stage.precision, stage.processes) as fabric:
+            stage = replace(stage, device=fabric.device)
+            plan = fabric.broadcast(_begin(stage, folder, asked) if first else None)
+            assert plan is not None
+            look = watch(folder, report, tensorboard=tensorboard)
+            parts, architecture, parameters = learn(stage, plan, folder, fabric, look)
+            if first:
+                header = weights_header(stage, plan, architecture, asked["data"]["hash"])
+                save_weights(folder.weights, parts, header)
+            fabric.barrier()  # whoever goes on finds the weights
+        if first:
+            _finish(stage, folder, parameters)
+
+
+def _begin(stage: Stage, folder: RunFolder, asked: dict[str, Any]) -> Plan:
+    """Write what the run was asked and what it starts from; return its plan."""
+    if not folder.recipe.exists():
+        write_yaml(folder.recipe, asked, comment="Everything this run was asked to do; enough to repeat it.")
+    write_splits(folder.splits, stage.splits)
+    plan = decide_plan(
+        stage.dataset,
+        stage.selection,
+        device=stage.device.type,
+        plan=stage.plan,
+        fixed=stage.recipe.plan,
+        folder=folder,
+        structures=stage.segments,
+    )
+    write_json(folder.manifest, manifest_of(stage, asked["data"]["hash"]))
+    for note in filter(None, (*stage.dataset.notes, stage.selection.note)):
+        folder.say(note)
+    return plan
+
+
+def _finish(stage: Stage, folder: RunFolder, parameters: int) -> None:
+    """Score the fold that did not train, draw the curves, and say in the manifest that the run is whole."""
+    if stage.validation:
+        _validate(stage, folder)
+    draw_progress(folder)
+    rows = folder.read_metrics()
+    manifest = read_json(folder.manifest) | {
+        "parameters": parameters,
+        "finished": now(),
+        "steps": int(rows[-1]["step"]) if rows else 0,
+        "seconds": rows[-1]["seconds"] if rows else 0.0,
+    }
+    write_json(folder.manifest, manifest)
+    folder.say(
+        f"trained {manifest['steps']} steps in {manifest['seconds']:.0f} s; weights in {folder.weights}"
+    )
 
 
 def learn(
-    stage: Stage, plan: Plan, folder: RunFolder, look: Callable[[Progress], None]
+    stage: Stage, plan: Plan, folder: RunFolder, fabric: Fabric, look: Callable[[Progress], None]
 ) -> tuple[dict[str, nn.Module], dict[str, Any], int]:
     """Load the cases, build the method and train it; return its parts, their architecture, its parameters' number."""
     cases = [*stage.selection.labelled, *stage.unlabelled]
-    loaded = load_cases(cases, plan, folder=folder.path, device=stage.device)
-    count = len(stage.selection.labelled)
+    loaded = load_cases(cases, plan, folder=folder.path, device=stage.device, sharing=stage.processes.devices)
+    count, world = len(stage.selection.labelled), stage.processes.world
+    several = f" on each of {world} processes" if world > 1 else ""
     folder.say(
         f"{stage.describe()}, on {stage.device} ({stage.precision}), {plan.dims}D patches "
-        f"{' x '.join(map(str, plan.patch))}, batch {plan.batch}"
+        f"{' x '.join(map(str, plan.patch))}, batch {plan.batch}{several}"
     )
     method, architecture = build_method(stage.recipe, plan, stage.seed)
     if stage.init is not None:
@@ -306,12 +337,13 @@ def learn(
             unlabelled=loaded.cases[count:],
             device=stage.device,
             seed=stage.seed,
+            processes=stage.processes,
         ),
         settings=stage.recipe.loop.in_steps(
             images=sum(case.image.shape[1] for case in loaded.cases) if plan.dims == 2 else len(loaded.cases),
-            batch=getattr(stage.recipe.method, "batch", plan.batch),
+            batch=getattr(stage.recipe.method, "batch", plan.batch) * world,
         ),
-        fabric=make_fabric(stage.device, stage.precision),
+        fabric=fabric,
         folder=folder,
         seed=stage.seed,
         prefetch=loaded.streamed,

@@ -1,14 +1,18 @@
 """From the words of a command to one training, everything settled and checked before anything is written."""
 
+import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from handful.device import choose_device, choose_precision, use_threads
 from handful.errors import UsageError, nearest
 from handful.methods import load_method, method_names
 from handful.training.decisions import choose_cases, set_aside, without_labels
+from handful.training.processes import Processes, processes
 from handful.training.recipe import length_of, resolve
 from handful.training.stage import Stage
 
@@ -39,6 +43,8 @@ def settle(
     init: Path | None,
     adapt_channels: bool,
     partial_init: bool,
+    devices: int | None = None,
+    nodes: int | None = None,
 ) -> Stage:
     """Resolve the recipe, open and divide the data, choose the device; see ``run.train`` for the arguments.
 
@@ -46,7 +52,12 @@ def settle(
         UsageError, DataError: in words, with what to do.
     """
     use_threads(threads)
+    together = processes(devices, nodes)
     where = choose_device(device)
+    if together.world > 1:
+        _check_devices(device, where, together)
+        if threads is not None:
+            os.environ["OMP_NUM_THREADS"] = str(threads)  # else Lightning shares the processors out
     file = None if recipe is None else find_recipe(recipe)
     if kind == "pretrain" and method is None and file is None:
         raise UsageError(f"name a pre-training method: --method {', '.join(_of_kind(kind))}.")
@@ -82,7 +93,21 @@ def settle(
         init=init,
         adapt_channels=adapt_channels,
         partial_init=partial_init,
+        processes=together,
     )
+
+
+def _check_devices(name: str, device: torch.device, together: Processes) -> None:
+    """Refuse several processes on a device that cannot serve them."""
+    if device.type == "mps" or ":" in name:
+        raise UsageError(
+            f"--device {name} is one device; {together.world} processes need --device cuda (one GPU each) or cpu."
+        )
+    if device.type == "cuda" and together.devices > torch.cuda.device_count():
+        raise UsageError(
+            f"--devices {together.devices}: this machine has {torch.cuda.device_count()} CUDA devices; use as many at "
+            "most, or --device cpu."
+        )
 
 
 def find_recipe(recipe: Path) -> Path:

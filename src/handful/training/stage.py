@@ -10,7 +10,10 @@ from handful.data.splits import Selection, Splits
 from handful.errors import DataError
 from handful.methods import load_method
 from handful.methods.contract import Method
+from handful.training.processes import Processes
 from handful.training.recipe import Recipe
+
+ALONE = Processes()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,7 @@ class Stage:
         init: a run whose weights this one starts from.
         adapt_channels: whether its first convolution may be spread over another number of input channels.
         partial_init: whether less than 99 % of the tensors may match.
+        processes: that train together; each takes a whole batch, of its own rows.
 
     Raises:
         DataError: the method learns from labels and there are none.
@@ -53,6 +57,7 @@ class Stage:
     init: Path | None = None
     adapt_channels: bool = False
     partial_init: bool = False
+    processes: Processes = ALONE
 
     def __post_init__(self) -> None:
         if self.method.needs.labels and not self.selection.labelled:

@@ -19,8 +19,9 @@ from handful.networks.weights import load_into, load_weights
 from handful.training.checkup import Checkup
 from handful.training.folder import weights_of
 from handful.training.probe import probe
+from handful.training.processes import Processes
 from handful.training.recipe import Recipe
-from handful.training.stage import Stage
+from handful.training.stage import ALONE, Stage
 
 PROBED_CASES = 8
 """Labelled cases a probe looks at, at most."""
@@ -173,6 +174,7 @@ def sources(
     unlabelled: Sequence[StoredCase],
     device: torch.device,
     seed: int,
+    processes: Processes = ALONE,
 ) -> Callable[[int], Source]:
     """Return what a method draws its batches from: step number -> the loaded cases, seen from that step."""
 
@@ -189,6 +191,8 @@ def sources(
             device=device,
             seed=seed,
             step=step,
+            rank=processes.rank,
+            world=processes.world,
         )
 
     return source

@@ -19,6 +19,8 @@ def watch(
     Raises:
         UsageError: TensorBoard is asked for and not installed.
     """
+    if not folder.writes:
+        return lambda progress: None
     writer = _tensorboard(folder) if tensorboard else None
     drawn = 0.0
 
