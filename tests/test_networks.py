@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from handful.errors import UsageError
 from handful.networks.blocks import InstanceNorm
 from handful.networks.build import build_network, unet_architecture
-from handful.networks.heads import PixelHead, PyramidHead, VectorHead
+from handful.networks.heads import LeanPyramidHead, PixelHead, PyramidHead, VectorHead
 from handful.networks.parts import head_of
 from handful.networks.presets import PRESETS, preset
 from handful.networks.unet import UNet
@@ -333,6 +333,22 @@ def test_the_pyramid_head_matches_published_numbers() -> None:
     project = PixelHead(dims=2, in_channels=18, hidden=18, out=18, bias=False)
     project.load_state_dict({"layers.0.weight": golden["w_q0"], "layers.1.weight": golden["w_q1"]})
     torch.testing.assert_close(project(features), golden["representation"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_lean_pyramid_head_has_the_functions_of_the_published_one(dims: int) -> None:
+    fine, middle, deep = maps = [
+        torch.randn(2, width, *[8 // 2**i] * dims) for i, width in enumerate((3, 4, 5))
+    ]
+    published = PyramidHead(dims=dims, widths=(3, 4, 5), out=6)
+    lean = LeanPyramidHead(dims=dims, widths=(3, 4, 5), out=6)
+    deepest, between, last = (mix.weight.detach().flatten(1) for mix in published.mixers)
+    deepest, between = deepest + torch.eye(5), between + torch.eye(9)  # each added to its input
+    products = last[:, 9:], last[:, :9] @ between[:, 5:], last[:, :9] @ between[:, :5] @ deepest
+    for mix, product in zip(lean.mixers, products):
+        mix.weight.data.copy_(product.reshape(mix.weight.shape))
+    torch.testing.assert_close(lean(maps), published(maps), rtol=1e-4, atol=1e-5)
+    assert lean([fine, middle, deep]).shape == (2, 6, *[8] * dims)
 
 
 # ---- architectures

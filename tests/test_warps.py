@@ -87,3 +87,12 @@ def test_a_warped_mask_stays_a_mask() -> None:
         warped = warp(mask, grid)
         assert warped.min() >= 0
         assert warped.max() <= 1 + 1e-6
+
+
+def test_in_3d_every_slice_is_warped_like_an_image() -> None:
+    generator = torch.Generator().manual_seed(0)
+    volume = torch.randn(2, 3, 4, 9, 7, generator=generator)
+    grid = thin_plate_grid(sample_thin_plate(2, generator=generator), (9, 7))
+    for mode in ("bilinear", "nearest"):
+        slices = torch.stack([warp(volume[:, :, k], grid, mode=mode) for k in range(4)], dim=2)
+        assert torch.equal(warp(volume, grid, mode=mode), slices)

@@ -135,15 +135,31 @@ class ClassBanks(nn.Module):
         Returns:
             The number of keys this process had for each class.
         """
+        counts = []
+        for label, rows in enumerate(self.rows_at(z, keys, every=gather is not None)):
+            self[label].enqueue(rows, gather=gather)
+            counts.append(int(keys[:, label].sum()))
+        return counts
+
+    def rows_at(self, z: Tensor, keys: Tensor, *, every: bool = False) -> list[Tensor]:
+        """Return for each class the embeddings (n, E) of z (B, E, *S) at the pixels of its mask, keys (B, K, *S).
+
+        Only the last ones, up to the bank's capacity, unless ``every``; never with a gradient.
+        """
         if keys.shape[1] != len(self) or keys.shape[:1] + keys.shape[2:] != z.shape[:1] + z.shape[2:]:
             raise ValueError(
                 f"keys must be (B, {len(self)}, *S) for z {tuple(z.shape)}, found {tuple(keys.shape)}."
             )
-        flat, size = z.flatten(2), math.prod(z.shape[2:])
-        counts = []
+        flat, size, rows = z.detach().flatten(2), math.prod(z.shape[2:]), []
         for label in range(len(self)):
             pixels = keys[:, label].flatten().nonzero()[:, 0]
-            pixels = pixels[-self[label].capacity :] if gather is None else pixels
-            self[label].enqueue(flat[pixels // size, :, pixels % size], gather=gather)
-            counts.append(int(keys[:, label].sum()))
-        return counts
+            pixels = pixels if every else pixels[-self[label].capacity :]
+            rows.append(flat[pixels // size, :, pixels % size])
+        return rows
+
+    def with_rows(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        """Return for each class what its bank will hold once ``rows`` (n, E) are enqueued, without doing so."""
+        return [
+            torch.cat([self[label].in_order(), own.to(self[label].rows)])[-self[label].capacity :]
+            for label, own in enumerate(rows)
+        ]

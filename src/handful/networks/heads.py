@@ -127,3 +127,31 @@ class PyramidHead(nn.Module):
             x = torch.cat([x, finer], dim=1)
         result: Tensor = last(x)
         return result
+
+
+class LeanPyramidHead(nn.Module):
+    """Gather decoder maps of all sizes into one, linearly and with little memory: (B, out, *S).
+
+    From the coarsest map on: mix the channels of a map to ``out`` (1x1 convolution without bias) at its own size, add
+    what came from below, enlarged (linear, corners aligned). These are the functions of ``PyramidHead``, of which
+    products of matrices are left: nothing is ever wider than ``out`` but the maps themselves.
+
+    Args:
+        dims: 2 or 3.
+        widths: channels of the decoder maps, finest first.
+        out: channels of the result.
+    """
+
+    def __init__(self, *, dims: int, widths: Sequence[int], out: int) -> None:
+        super().__init__()
+        conv = nn.Conv2d if dims == 2 else nn.Conv3d
+        self.mixers = nn.ModuleList(conv(width, out, 1, bias=False) for width in widths)
+        self.mode = "bilinear" if dims == 2 else "trilinear"
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return (B, out, *S) from decoder maps, finest first."""
+        mixed: list[Tensor] = [mix(each) for mix, each in zip(self.mixers, maps)]
+        result = mixed[-1]
+        for finer in reversed(mixed[:-1]):
+            result = F.interpolate(result, size=finer.shape[2:], mode=self.mode, align_corners=True) + finer
+        return result

@@ -63,9 +63,17 @@ def diffeomorphic_grid(
     return (_smooth(inside - base) + base).clamp(-1, 1).movedim(1, -1)
 
 
-def warp(maps: Tensor, grid: Tensor) -> Tensor:
-    """Resample maps (B, C, H, W) at a grid (B, H, W, 2) of this file or of ``thin_plate``: bilinear, 0 outside."""
-    return F.grid_sample(maps, grid.to(maps.dtype), padding_mode="zeros", align_corners=True)
+def warp(maps: Tensor, grid: Tensor, *, mode: Literal["bilinear", "nearest"] = "bilinear") -> Tensor:
+    """Resample maps at a grid (B, H, W, 2) of this file or of ``thin_plate``; 0 outside.
+
+    Args:
+        maps: (B, C, H, W), or (B, C, D, H, W), every slice alike.
+        grid: of the same B, H and W.
+        mode: ``nearest`` for labels.
+    """
+    slices = maps.flatten(1, -3)
+    moved = F.grid_sample(slices, grid.to(maps.dtype), mode=mode, padding_mode="zeros", align_corners=True)
+    return moved.reshape(maps.shape)
 
 
 def _smooth(field: Tensor) -> Tensor:
