@@ -1,4 +1,4 @@
-"""Interpolation consistency: say of a mixture of unlabelled images what mixes the teacher's words on each of them.
+"""Interpolation consistency: of a mixture of two unlabelled images, predict the mixture of the teacher's predictions.
 
 Between two images the prediction should change evenly, so that no boundary runs through where images are. The
 teacher is the average of the network's past weights, as in ``mean_teacher``; the disturbance is mixing instead of
@@ -54,9 +54,7 @@ class Settings:
 
     alpha: float = 0.2  # SSL4MIS; Verma et al.: 0.1 to 1
     labelled_alpha: float = 0.0  # SSL4MIS; Verma et al., released: as alpha
-    consistency_weight: float = (
-        0.1  # SSL4MIS; Verma et al., released: 100, for squared errors of images, not pixels
-    )
+    consistency_weight: float = 0.1  # SSL4MIS; Verma et al., released: 100, for photographs
     ramp: float = 1.0  # SSL4MIS: the whole run; Verma et al., released: a quarter
     decay: float = 0.99  # SSL4MIS; Verma et al., released: 0.999
     teacher_sees: Literal["plain", "same"] = "plain"  # ours, weak to strong; SSL4MIS, Verma et al.: same

@@ -47,11 +47,9 @@ class Settings:
         squared_dice, dice_background: squares in the Dice loss's denominator, background among its classes.
     """
 
-    consistency_weight: float = (
-        0.1  # SSL4MIS; Tarvainen and Valpola: 100, for squared errors of images, not pixels
-    )
+    consistency_weight: float = 0.1  # SSL4MIS; Tarvainen and Valpola, released: 100, for photographs
     ramp: float = 1.0  # SSL4MIS: the whole run
-    decay: float = 0.99  # SSL4MIS; Tarvainen and Valpola: 0.99, then 0.999
+    decay: float = 0.99  # SSL4MIS; Tarvainen and Valpola, released: 0.99, then 0.999
     teacher_sees: Literal["plain", "noisy"] = "plain"  # ours, weak to strong; SSL4MIS: noisy
     noise: float = 0.1  # SSL4MIS, cut off at 0.2
     teacher_trains: bool = False  # repaired: targets without dropout; SSL4MIS: True
