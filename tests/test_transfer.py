@@ -13,8 +13,11 @@ from torch import nn
 from handful.errors import DataError, UsageError
 from handful.inference.predict import predict
 from handful.networks.weights import read_metadata
+from handful.training.decisions import decide_plan
 from handful.training.run import pretrain, train
-from handful.training.start import _adapted
+from handful.training.settle import settle
+from handful.training.stage import Stage
+from handful.training.start import _adapted, build_method, start_from
 
 STILL = ("loop.lr=1e-12", "loop.ema_horizon=0", "loop.weight_decay=0")
 SMALL = ("method.batch=4",)
@@ -174,3 +177,23 @@ def test_values_of_hidden_labels_are_unknown_to_a_run(phantom_folder: Path, tmp_
     poisoned = quick(data, tmp_path / "poisoned", steps=1)
     assert "77" not in (poisoned / "plan.yaml").read_text()
     assert all(torch.equal(tensors(clean)[name], value) for name, value in tensors(poisoned).items())
+
+
+def test_a_teacher_starts_from_the_loaded_weights_too(phantom_folder: Path, pretrained: Path) -> None:
+    stage = settle_mean_teacher(phantom_folder, pretrained)
+    plan = decide_plan(stage.dataset, stage.selection, device="cpu")
+    method, _ = build_method(
+        stage.recipe, plan, 0, start=lambda method: start_from(stage, method, plan) and None
+    )
+    loaded = load_file(pretrained / "weights.safetensors")
+    for network in (method.network, method.teacher.module):
+        state = network.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in loaded.items())
+
+
+def settle_mean_teacher(data: Path, init: Path) -> Stage:
+    return settle(
+        "train", data, method="mean_teacher", labels="2", draw=0, test=None, splits=None, fold=None, seed=0,
+        steps=1, max_time=None, plan=None, patients=None, recipe=None, set_=(), device="cpu", precision="auto",
+        threads=None, init=init, adapt_channels=False, partial_init=False, devices=1, nodes=1,
+    )  # fmt: skip

@@ -27,8 +27,16 @@ PROBED_CASES = 8
 """Labelled cases a probe looks at, at most."""
 
 
-def build_method(recipe: Recipe, plan: Plan, seed: int) -> tuple[Method, dict[str, Any]]:
-    """Build the planned network inside its method, weights drawn from ``seed``; also return the architecture."""
+def build_method(
+    recipe: Recipe, plan: Plan, seed: int, *, start: Callable[[Method], None] | None = None
+) -> tuple[Method, dict[str, Any]]:
+    """Build the planned network inside its method, weights drawn from ``seed``; also return the architecture.
+
+    Args:
+        recipe, plan, seed: of the run.
+        start: loads other weights into what the method exports. The method is then made anew around the network, so
+            that the copies it takes of it (teachers) start from those weights too.
+    """
     torch.manual_seed(seed)
     sizes = asdict(plan.network)
     channels, classes = len(plan.channels), len(plan.label_values)
@@ -38,7 +46,12 @@ def build_method(recipe: Recipe, plan: Plan, seed: int) -> tuple[Method, dict[st
         name = f"preset:{recipe.network.preset}"
         architecture = {"name": name, "dims": plan.dims, "in_channels": channels, "classes": classes}
     network: nn.Module = build_network(architecture)
-    method: Method = load_method(recipe.name).METHOD(network, recipe.method)
+    make = load_method(recipe.name).METHOD
+    method: Method = make(network, recipe.method)
+    if start is not None:
+        start(method)
+        torch.manual_seed(seed)
+        method = make(network, recipe.method)
     return method, architecture
 
 
