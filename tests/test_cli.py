@@ -14,7 +14,19 @@ from handful.cli import console
 from handful.cli.main import main
 from handful.errors import DataError, RunError, UsageError
 
-COMMANDS = ("demo", "check", "plan", "pretrain", "train", "predict", "evaluate", "report", "methods", "download")
+COMMANDS = (
+    "demo",
+    "check",
+    "plan",
+    "pretrain",
+    "train",
+    "predict",
+    "evaluate",
+    "report",
+    "export",
+    "methods",
+    "download",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +54,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     assert main([command, "-h"]) == 0
 
 
-@pytest.mark.parametrize("command", ["check", "plan", "train", "predict", "evaluate", "report"])
+@pytest.mark.parametrize("command", ["check", "plan", "train", "predict", "evaluate", "report", "export"])
 def test_a_command_without_arguments_shows_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command]) == 2
     shown = capsys.readouterr()
@@ -59,6 +71,7 @@ def test_a_command_without_arguments_shows_its_help(command: str, capsys: pytest
         ["train", "x", "--out", "y", "--draw", "-1"],
         ["methods", "nonsense"],
         ["download", "nonsense"],
+        ["export", "x", "--to", "nonsense", "--out", "y"],
     ],
     ids=" ".join,
 )

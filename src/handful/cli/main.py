@@ -15,6 +15,7 @@ from handful.cli.console import note, say
 from handful.cli.demo import demo
 from handful.cli.download import download
 from handful.cli.evaluate import evaluate
+from handful.cli.export import export
 from handful.cli.methods import methods
 from handful.cli.plan import plan
 from handful.cli.predict import predict
@@ -44,6 +45,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     predict: "Label maps for new volumes.",
     evaluate: "Predictions against references.",
     report: "One page about a run.",
+    export: "Weights for other programs.",
     methods: "What there is to train with.",
     download: "A public data set.",
 }

@@ -148,7 +148,7 @@ def _write_encoder(run: Path, out: Path) -> None:
 
 def _write_torchscript(model: Model, told: dict[str, Any], path: Path) -> None:
     with _quiet():
-        traced = torch.jit.trace(model.network, _example(model, 2), check_trace=False)
+        traced = torch.jit.trace(model.network, _example(model, 2), check_trace=False)  # type: ignore[no-untyped-call]
         _compare(lambda image: traced(image), model)
         torch.jit.save(traced, str(path), _extra_files={EXTRA: json.dumps(told)})
 
