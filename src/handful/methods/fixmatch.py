@@ -62,17 +62,15 @@ class Settings:
     """
 
     threshold: float = 0.95  # FixMatch, UniMatch
-    strong_weight: float = (
-        1.0  # FixMatch; UniMatch 1/4 for each view where the labelled terms have 1/2 and 1/2 ...
-    )
-    feature_weight: float = 1.0  # ... and 1/2 for features: the same proportions
+    strong_weight: float = 1.0  # FixMatch; UniMatch: 1/4 a view where Dice and CE have 1/2 each
+    feature_weight: float = 1.0  # UniMatch: 1/2 where Dice and CE have 1/2 each
     feature_dropout: float = 0.5  # UniMatch
     views: int = 2  # UniMatch; FixMatch: 1
     cutmix: float = 0.5  # UniMatch
     pseudo_loss: Literal["dice", "cross_entropy", "both"] = "dice"  # UniMatch on ACDC
     ramp: float = 0.0  # FixMatch, UniMatch
     teacher: Literal["student", "ema"] = "student"  # FixMatch, UniMatch
-    decay: float = 0.99
+    decay: float = 0.99  # Mean Teacher
     joint_norm: bool = False  # UniMatch: strong views apart
     labelled: int | None = None  # UniMatch on ACDC: 12
     unlabelled: int | None = None  # UniMatch on ACDC: 12

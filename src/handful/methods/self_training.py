@@ -40,7 +40,7 @@ from handful.networks.teacher import Teacher, warmed_up
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """No one paper's: the classic has no online form, so what is not marked otherwise is ours.
+    """No one paper's: the classic has no online form with values of its own.
 
     Attributes:
         start: share of the run that learns labels alone.
@@ -55,19 +55,19 @@ class Settings:
         dice_weight, cross_entropy_weight, balance: of both terms, see ``supervised``.
     """
 
-    start: float = 0.3
-    ramp: float = 0.2
+    start: float = 0.3  # ours
+    ramp: float = 0.2  # ours
     pseudo_weight: float = 1.0  # Noisy Student: labels and pseudo-labels alike
-    threshold: float = 0.9
+    threshold: float = 0.9  # ours
     recolour: bool = True  # Noisy Student: the student's images are changed, the teacher's are not
     decay: float = 0.99  # Mean Teacher
-    teacher_trains: bool = False
-    joint_norm: bool = True
-    labelled: int | None = None
-    unlabelled: int | None = None
-    dice_weight: float = 1.0
-    cross_entropy_weight: float = 1.0
-    balance: float = 0.5
+    teacher_trains: bool = False  # ours
+    joint_norm: bool = True  # ours
+    labelled: int | None = None  # ours
+    unlabelled: int | None = None  # ours
+    dice_weight: float = 1.0  # as supervised
+    cross_entropy_weight: float = 1.0  # as supervised
+    balance: float = 0.5  # as supervised
 
     def __post_init__(self) -> None:
         if min(self.pseudo_weight, self.dice_weight, self.cross_entropy_weight) < 0:
