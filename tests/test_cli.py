@@ -227,7 +227,7 @@ def test_completion_script_prints(shell: str) -> None:
 
 
 def test_completion_knows_names() -> None:
-    for words, expected in (("handful tra", "train"), ("handful methods sup", "supervised")):
+    for words, expected in (("handful tra", "train"), ("handful methods self", "self_training")):
         env = {"_HANDFUL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
         done = run(env=env)
         assert done.stdout.split() == [expected], done
