@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from handful.artefacts import read_json, read_yaml
 from handful.errors import DataError, UsageError
 
@@ -19,6 +21,9 @@ PARTS = {
     "metrics.jsonl": "the course of the training",
 }
 """Files of a run and what the report takes from them."""
+
+WEIGHTS = "weights.safetensors"
+"""Only its header is read; it is missing until a run is finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,8 @@ class Evidence:
         splits: how cases were divided.
         metrics: rows of ``metrics.jsonl``, numbers only.
         summary: scores; empty if nothing was evaluated.
+        header: what was saved with the weights; empty without weights.
+        exports: names of the parts of the weights: ``segmenter``, or ``encoder`` and perhaps ``decoder``.
         problems: one sentence a part that is missing or damaged.
     """
 
@@ -45,6 +52,8 @@ class Evidence:
     splits: Mapping[str, Any]
     metrics: list[dict[str, float]]
     summary: Mapping[str, Any]
+    header: Mapping[str, Any]
+    exports: tuple[str, ...]
     problems: list[str]
 
     def cases(self, part: str) -> list[str]:
@@ -102,9 +111,10 @@ def read_run(run: Path) -> Evidence:
             summary = mapping(read_json(scores))
         except (DataError, OSError) as error:
             problems.append(f"summary.json is damaged and no score can be shown: {error}")
+    exports, header = _read_header(run / WEIGHTS, problems)
     return Evidence(
         run=run, manifest=manifest, recipe=recipe, plan=plan, fingerprint=fingerprint, splits=splits,
-        metrics=metrics, summary=summary, problems=problems,
+        metrics=metrics, summary=summary, header=header, exports=exports, problems=problems,
     )  # fmt: skip
 
 
@@ -123,6 +133,19 @@ def number(content: Any) -> float | None:
     if isinstance(content, bool) or not isinstance(content, int | float) or not math.isfinite(content):
         return None
     return float(content)
+
+
+def _read_header(path: Path, problems: list[str]) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+    """Return the names of the parts of the weights and what was saved with them, without reading a weight."""
+    if not path.exists():
+        return (), {}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            content = mapping(json.loads((file.metadata() or {}).get("handful", "null")))
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        problems.append(f"{path.name} is damaged; what it exports is unknown: {error}")
+        return (), {}
+    return tuple(map(str, listing(content.get("parts")))), mapping(content.get("metadata"))
 
 
 def _read_metrics(path: Path, problems: list[str]) -> list[dict[str, float]]:

@@ -6,6 +6,7 @@ matplotlib is imported inside the functions, and never through pyplot: no window
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from handful.artefacts import atomic_path
+from handful.report.health import Panel, is_measured, loss_panel, loss_terms, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,9 +36,10 @@ Red and cyan differ in lightness too, and none of the three is the colour of a s
 
 POINTS = 500
 """A curve is thinned to this many points: more cannot be told apart at 900 pixels."""
+FEW_POINTS = 12
+"""Up to this many, each is marked."""
 SIDE = 460
 """Pixels of the longer side of a slice."""
-NOT_A_TERM = ("step", "steps", "seconds", "loss", "lr", "steps_per_s", "gradient_norm")
 
 
 def structure_colours(count: int) -> tuple[str, ...]:
@@ -47,9 +50,12 @@ def structure_colours(count: int) -> tuple[str, ...]:
 
 
 def write_progress(metrics: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Write ``progress.png``, 900 pixels wide: losses, learning rate and speed so far. Cheap enough to repeat often."""
+    """Write ``progress.png``, 900 pixels wide: losses, and the health of a pre-training or the speed of a training.
+
+    Cheap enough to repeat often.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_bytes(png(curves(metrics)))
+        temporary.write_bytes(png(health_curves(metrics) if is_measured(metrics) else curves(metrics)))
 
 
 def curves(metrics: Sequence[Mapping[str, float]]) -> "Figure":
@@ -64,14 +70,7 @@ def curves(metrics: Sequence[Mapping[str, float]]) -> "Figure":
     figure = Figure(figsize=(9, 5.2), dpi=100, layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(2.1, 1))
     steps = _column(metrics, "step")
-    terms = sorted(
-        {
-            key
-            for row in metrics
-            for key in row
-            if not key.startswith(("lr", "memory")) and key not in NOT_A_TERM
-        }
-    )
+    terms = loss_terms(metrics)
     loss = figure.add_subplot(grid[0, :])
     for number, name in enumerate(terms):
         _line(loss, steps, _column(metrics, name), name, colour=MANY[(3 * number + 3) % 14], width=1.1)
@@ -91,6 +90,33 @@ def curves(metrics: Sequence[Mapping[str, float]]) -> "Figure":
         _line(axes, steps, _column(metrics, key), title, colour="#1965B0", width=1.6)
         _axis(axes, title, metrics)
         axes.set_ylim(bottom=0)
+    return figure
+
+
+def health_curves(metrics: Sequence[Mapping[str, float]]) -> "Figure":
+    """Draw the loss of a pre-training and below it, small, everything that its health is judged by.
+
+    Args:
+        metrics: rows of ``metrics.jsonl``; a measure that no row has is left out.
+    """
+    from matplotlib.figure import Figure
+
+    small = panels(metrics)
+    rows = -(-len(small) // 3)
+    figure = Figure(figsize=(9, 2.6 + 1.9 * rows), dpi=100, layout="constrained")
+    grid = figure.add_gridspec(1 + rows, 3, height_ratios=(2.6, *[1.9] * rows))
+    _panel(figure.add_subplot(grid[0, :]), loss_panel(metrics), metrics)
+    for place, panel in enumerate(small):
+        _panel(figure.add_subplot(grid[1 + place // 3, place % 3]), panel, metrics)
+    return figure
+
+
+def panel_curves(panel: Panel, metrics: Sequence[Mapping[str, float]]) -> "Figure":
+    """Draw one panel by itself, without its title."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 2.3), dpi=100, layout="constrained")
+    _panel(figure.add_subplot(), replace(panel, title=""), metrics)
     return figure
 
 
@@ -185,7 +211,14 @@ def _column(metrics: Sequence[Mapping[str, float]], key: str) -> NDArray[np.floa
 
 
 def _line(
-    axes: "Axes", x: NDArray[np.float64], y: NDArray[np.float64], name: str, *, colour: str, width: float
+    axes: "Axes",
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    name: str,
+    *,
+    colour: str,
+    width: float,
+    style: str = "-",
 ) -> None:
     """Draw a curve; a long one as the means of ``POINTS`` stretches over a pale band from least to greatest."""
     known = np.isfinite(x) & np.isfinite(y)
@@ -197,8 +230,35 @@ def _line(
         x, y = np.add.reduceat(x, cuts) / count, np.add.reduceat(y, cuts) / count
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.plot(
-        x, y, color=colour, linewidth=width, label=name, marker="o" if len(x) == 1 else "", markersize=4
+        x,
+        y,
+        color=colour,
+        linewidth=width,
+        linestyle=style,
+        label=name,
+        marker="o" if len(x) <= FEW_POINTS and style == "-" else "",
+        markersize=4,
     )
+
+
+def _panel(axes: "Axes", panel: Panel, metrics: Sequence[Mapping[str, float]]) -> None:
+    steps, guesses = _column(metrics, "step"), 0
+    for number, (name, key) in enumerate(panel.lines.items()):
+        if name in panel.dashed:
+            _line(axes, steps, _column(metrics, key), name, colour="#777777", width=1.3, style="--")
+            guesses += 1
+        else:
+            colour = "#1965B0" if number == 0 else MANY[(3 * number + 3) % 14]
+            _line(axes, steps, _column(metrics, key), name, colour=colour, width=1.8 if number == 0 else 1.2)
+    if panel.level is not None:
+        axes.axhline(panel.level, color="#777777", linewidth=1.3, linestyle="--", label="chance")
+        guesses += 1
+    _axis(axes, panel.title, metrics)
+    if panel.from_zero:
+        axes.set_ylim(bottom=0)
+    if len(panel.lines) + guesses > 1:
+        for text in axes.legend(fontsize=8, frameon=False, ncols=min(4, len(panel.lines))).get_texts():
+            text.set_parse_math(False)
 
 
 def _axis(axes: "Axes", title: str, metrics: Sequence[Mapping[str, float]]) -> None:

@@ -17,11 +17,23 @@ import handful
 from handful.artefacts import read_json, write_text
 from handful.errors import DataError
 from handful.report.evidence import Evidence, listing, mapping, number, read_run
-from handful.report.figures import CONFUSED, EXTRA, MISSED, curves, png, structure_colours
+from handful.report.figures import (
+    CONFUSED,
+    EXTRA,
+    MISSED,
+    curves,
+    panel_curves,
+    png,
+    structure_colours,
+)
+from handful.report.health import findings, loss_panel, panels
+from handful.report.pretraining import beyond_budget, headline, is_pretraining, start, train_command, uses
 from handful.report.slices import show_case
+from handful.report.words import count, duration, some
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from matplotlib.figure import Figure
 
 METRICS = {"dice": "Dice", "hd95_mm": "HD95, mm", "assd_mm": "ASSD, mm", "nsd": "NSD"}
 POOR = 0.5
@@ -42,7 +54,8 @@ def write_report(run: Path, *, out: Path | None = None) -> Path:
     """Write the page of a run and return its path.
 
     Args:
-        run: folder made by ``handful train``; parts may be missing or damaged, the page then says which.
+        run: folder made by ``handful train`` or ``handful pretrain``; parts may be missing or damaged, the
+            page then says which.
         out: file to write; ``report.html`` in the run folder if not given.
 
     Raises:
@@ -50,12 +63,13 @@ def write_report(run: Path, *, out: Path | None = None) -> Path:
     """
     evidence = read_run(run)
     target = out or run / "report.html"
-    write_text(target, _template().render(_content(evidence)))
+    name = "pretraining" if is_pretraining(evidence) else "segmentation"
+    write_text(target, _template(f"{name}.html.j2").render(_content(evidence)))
     return target
 
 
 @cache
-def _template() -> "Template":
+def _template(name: str) -> "Template":
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -66,7 +80,7 @@ def _template() -> "Template":
         lstrip_blocks=True,
     )
     environment.filters |= {"figures": _figures, "interval": _interval}
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _content(evidence: Evidence) -> dict[str, Any]:
@@ -80,16 +94,9 @@ def _content(evidence: Evidence) -> dict[str, Any]:
             problems.append(f"The part '{name}' could not be shown ({type(error).__name__}: {error}).")
             return None
 
-    results = section("results", _results)
-    pictures = section("pictures", lambda found: _pictures(found, results)) if results else None
     content = {
         "version": handful.__version__,
         "title": section("title", _title) or evidence.run.name,
-        "verdict": section("verdict", lambda found: _verdict(found, results)),
-        "results": results,
-        "pictures": pictures,
-        "errors_legend": (("missed", MISSED), ("extra", EXTRA), ("wrong structure", CONFUSED)),
-        "poor": POOR,
         "data": section("data", _data),
         "split": section("split", _split),
         "plan": section("plan", _plan),
@@ -97,12 +104,30 @@ def _content(evidence: Evidence) -> dict[str, Any]:
         "environment": section("environment", _environment),
         "settings": section("settings", lambda found: _flat(found.recipe)),
         "repeat": section("command", _command),
-        "definitions": section("definitions", _definitions),
         "licence": section("licence", _licence),
-        "references": [*map(str, listing(evidence.manifest.get("references"))), *REFERENCES],
     }
-    warnings = section("warnings", lambda found: _warnings(found, results)) or []
-    return content | {"warnings": warnings, "problems": problems}
+    papers = [*map(str, listing(evidence.manifest.get("references")))]
+    if is_pretraining(evidence):
+        content |= {
+            "verdict": section("verdict", headline),
+            "next": section("next command", train_command),
+            "health": section("health", _health),
+            "references": papers,
+        }
+        warnings = section("warnings", _weak_start)
+    else:
+        results = section("results", _results)
+        content |= {
+            "verdict": section("verdict", lambda found: _verdict(found, results)),
+            "results": results,
+            "pictures": section("pictures", lambda found: _pictures(found, results)) if results else None,
+            "errors_legend": (("missed", MISSED), ("extra", EXTRA), ("wrong structure", CONFUSED)),
+            "poor": POOR,
+            "definitions": section("definitions", _definitions),
+            "references": [*papers, *REFERENCES],
+        }
+        warnings = section("warnings", lambda found: _warnings(found, results))
+    return content | {"warnings": warnings or [], "problems": problems}
 
 
 def _title(evidence: Evidence) -> dict[str, str]:
@@ -132,7 +157,7 @@ def _verdict(evidence: Evidence, results: Row | None) -> dict[str, str]:
     """Say in one sentence what was reached, on whom, from how many labels."""
     labelled, images = len(evidence.cases("labelled")), len(_trainable(evidence))
     if evidence.manifest:
-        training = f"trained on the labels of {labelled} of {_count(images, 'case')}"
+        training = f"trained on the labels of {labelled} of {count(images, 'case')}"
     else:
         training = "trained on unknown cases"
     if not results:
@@ -216,13 +241,13 @@ def _failure(row: Row) -> str:
 
 def _where(evidence: Evidence, scored: Sequence[str]) -> str:
     """Say on which cases the scores were taken, in the words of the split."""
-    patients = _count(len({evidence.patient(case) for case in scored}), "patient")
+    patients = count(len({evidence.patient(case) for case in scored}), "patient")
     for part, words in (("test", "held-out "), ("validation", "validation ")):
         if scored and set(scored) <= set(evidence.cases(part)):
-            return f"{_count(len(scored), words + 'case')} of {patients}"
+            return f"{count(len(scored), words + 'case')} of {patients}"
     if evidence.manifest and not set(scored) & set(evidence.cases("labelled")):
-        return f"{_count(len(scored), 'case')} outside the training labels"
-    return _count(len(scored), "case") + (" (some of them trained on)" if evidence.manifest else "")
+        return f"{count(len(scored), 'case')} outside the training labels"
+    return count(len(scored), "case") + (" (some of them trained on)" if evidence.manifest else "")
 
 
 def _pictures(evidence: Evidence, results: Row) -> list[dict[str, Any]]:
@@ -294,21 +319,26 @@ def _data(evidence: Evidence) -> dict[str, Any]:
         )
     return {
         "facts": [(what, value) for what, value in facts if value not in (None, "")],
-        "structures": structures,
+        "scored": bool(scores),
+        "structures": [row for row in structures if row["in_training"] or not is_pretraining(evidence)],
         "read": len(listing(evidence.fingerprint.get("labelled"))),
         "notes": [str(note) for note in listing(dataset.get("notes"))],
     }
 
 
 def _split(evidence: Evidence) -> list[dict[str, Any]]:
-    uses = {
-        "labelled": "labels seen in training",
-        "unlabelled": "labels never opened; images used only by methods that learn from them",
-        "validation": "watched during training",
-        "test": "held out: used for nothing but the scores",
-    }
+    used = (
+        uses(evidence)
+        if is_pretraining(evidence)
+        else {
+            "labelled": "labels seen in training",
+            "unlabelled": "labels never opened; images used only by methods that learn from them",
+            "validation": "watched during training",
+            "test": "held out: used for nothing but the scores",
+        }
+    )
     rows = []
-    for part, use in uses.items():
+    for part, use in used.items():
         cases = evidence.cases(part)
         if part == "validation" and not cases:
             continue  # few-label runs watch nothing, and need not say so
@@ -335,14 +365,36 @@ def _training(evidence: Evidence) -> dict[str, Any]:
     seconds = number(evidence.manifest.get("seconds")) or last.get("seconds")
     steps = number(evidence.manifest.get("steps")) or last.get("step")
     facts = [
+        ("Started from", start(evidence)),
         ("Steps", f"{steps:,.0f}" if steps else None),
-        ("Time", _duration(seconds) if seconds else None),
+        ("Time", duration(seconds) if seconds else None),
         ("Steps per second", f"{steps / seconds:.2f}" if steps and seconds else None),
         ("Last loss", f"{last['loss']:.4f}" if "loss" in last else None),
     ]
-    picture = base64.b64encode(png(curves(rows), dpi=180)).decode("ascii") if rows else ""
-    source = f"data:image/png;base64,{picture}" if picture else ""
-    return {"facts": [(what, value) for what, value in facts if value], "source": source}
+    drawn = rows and not is_pretraining(evidence)  # whose curves are drawn with its health
+    return {
+        "facts": [(what, value) for what, value in facts if value],
+        "source": _source(curves(rows)) if drawn else "",
+    }
+
+
+def _health(evidence: Evidence) -> dict[str, Any]:
+    """Return what the measures of a pre-training say, and each of them drawn."""
+    rows, classes = evidence.metrics, len(listing(evidence.plan.get("label_values")))
+    if not rows:
+        return {"findings": [], "panels": []}
+    shown = [loss_panel(rows), *panels(rows, classes=classes)]
+    return {
+        "findings": findings(rows, classes=classes),
+        "panels": [
+            {"title": panel.title, "reading": panel.reading, "source": _source(panel_curves(panel, rows))}
+            for panel in shown
+        ],
+    }
+
+
+def _source(figure: "Figure") -> str:
+    return f"data:image/png;base64,{base64.b64encode(png(figure, dpi=180)).decode('ascii')}"
 
 
 def _environment(evidence: Evidence) -> list[tuple[str, str]]:
@@ -394,7 +446,7 @@ def _warnings(evidence: Evidence, results: Row | None) -> list[str]:
         told.append("Nothing was evaluated: no statement about quality can be made from this page.")
     if leaked := sorted(set(seen) & {*scored, *test}):
         told.append(
-            f"{_count(len(leaked), 'scored case')} gave labels to the training ({_some(leaked)}): "
+            f"{count(len(leaked), 'scored case')} gave labels to the training ({some(leaked)}): "
             "such scores prove nothing."
         )
     shared = sorted(
@@ -402,7 +454,7 @@ def _warnings(evidence: Evidence, results: Row | None) -> list[str]:
     )
     if shared and not leaked:
         told.append(
-            f"{_count(len(shared), 'patient')} in both training and test ({_some(shared)}): the scores are too good."
+            f"{count(len(shared), 'patient')} in both training and test ({some(shared)}): the scores are too good."
         )
     if evidence.manifest and not dataset.get("patients_from"):
         told.append(
@@ -412,10 +464,15 @@ def _warnings(evidence: Evidence, results: Row | None) -> list[str]:
     if evidence.manifest and not evidence.manifest.get("finished"):
         told.append("The training has not finished; run its command again to continue it.")
     if unscored := sorted(set(test) - set(scored)) if scored else []:
-        told.append(f"{len(unscored)} of {_count(len(test), 'held-out case')} not scored: {_some(unscored)}.")
+        told.append(f"{len(unscored)} of {count(len(test), 'held-out case')} not scored: {some(unscored)}.")
     if results and results["mean"]["ends"]["dice"] is None:
         told.append(
             "There is no interval: with fewer than two patients nothing can be said about the next one."
+        )
+    if beyond := beyond_budget(evidence):
+        told.append(
+            f"The weights this training started from learned from the labels of {count(len(beyond), 'case')} outside "
+            f"its budget ({some(beyond)}): compare it with runs of that budget only."
         )
     missed, invented = (
         sum(line[kind] for line in results["lines"]) if results else 0 for kind in ("missed", "invented")
@@ -425,6 +482,31 @@ def _warnings(evidence: Evidence, results: Row | None) -> list[str]:
     if missed:
         told.append(f"Structures missed altogether: {missed}; see Failures.")
     return [*told, *map(str, listing(evidence.summary.get("problems")))]
+
+
+def _weak_start(evidence: Evidence) -> list[str]:
+    """Say what weakens a comparison that starts from these weights."""
+    told = []
+    learned, test = [*evidence.cases("labelled"), *evidence.cases("unlabelled")], evidence.cases("test")
+    shared = sorted({evidence.patient(case) for case in learned} & {evidence.patient(case) for case in test})
+    if shared:
+        told.append(
+            f"{count(len(shared), 'patient')} in both training and test ({some(shared)}): a model trained from these "
+            "weights has seen images of the patients it is tested on."
+        )
+    if evidence.manifest and not mapping(evidence.manifest.get("dataset")).get("patients_from"):
+        told.append(
+            "Patients are unknown: each case counts as a patient of its own. If some patients have several cases, "
+            "images of held-out patients may have been learned from."
+        )
+    if evidence.manifest and not evidence.manifest.get("finished"):
+        told.append("The pre-training has not finished; run its command again to continue it.")
+    if beyond := beyond_budget(evidence):
+        told.append(
+            f"The weights this pre-training started from learned from the labels of {count(len(beyond), 'case')} "
+            f"outside its budget ({some(beyond)})."
+        )
+    return told
 
 
 def _trainable(evidence: Evidence) -> list[str]:
@@ -491,19 +573,5 @@ def _interval(ends: tuple[float, float] | None, digits: int) -> str:
     return "" if ends is None else f"{ends[0]:.{digits}f}–{ends[1]:.{digits}f}"
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def _moment(iso: Any) -> str:
     return str(iso or "").replace("T", " ")[:19]
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" + ("" if n == 1 else "s")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

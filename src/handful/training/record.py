@@ -14,6 +14,7 @@ from handful.artefacts import hash_of, hash_of_file, read_json, read_yaml
 from handful.data.discover import content_hash
 from handful.data.plan import Plan
 from handful.errors import UsageError
+from handful.networks.weights import read_metadata
 from handful.training.folder import RunFolder, weights_of
 from handful.training.stage import Stage
 
@@ -91,6 +92,9 @@ def manifest_of(stage: Stage, data_hash: str) -> dict[str, Any]:
         "nodes": stage.processes.nodes,
         "seed": stage.seed,
         "method": stage.recipe.name,
+        "kind": stage.method.kind,
+        "learns_labels": stage.learns_labels,
+        "init": _start_of(stage),
         "references": [stage.method.paper],
         "dataset": {
             "name": dataset.name,
@@ -129,6 +133,20 @@ def weights_header(
 def now() -> str:
     """Return the time in UTC, to the second, as ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _start_of(stage: Stage) -> dict[str, Any] | None:
+    """Return whose weights a run starts from and what those learned from."""
+    if stage.init is None:
+        return None
+    theirs = read_metadata(weights_of(stage.init))
+    return {
+        "run": str(stage.init),
+        "method": theirs.get("method"),
+        "data_name": theirs.get("data_name"),
+        "labels_used": theirs.get("labels_used", []),
+        "images_used": len(theirs.get("images_used", [])),
+    }
 
 
 def _names(stage: Stage) -> dict[str, list[str]]:
