@@ -125,12 +125,15 @@ def _tiles(
     e = kept[: len(z) * len(block)].view(len(z), len(block))
     cuts = torch.searchsorted(block, torch.tensor(edges, device=z.device)).tolist()
     for k, (start, stop) in enumerate(pairwise(edges)):
-        here = torch.arange(cuts[k], cuts[k + 1], device=z.device)
+        itself = None
+        if cuts[k] < cuts[k + 1]:
+            here = torch.arange(cuts[k], cuts[k + 1], device=z.device)
+            itself = block[here] - start, here
         yield Tile(
             e[start:stop],
             z[start:stop],
             gradient[start:stop] if len(gradient) else None,
-            (block[here] - start, here) if len(here) else None,
+            itself,
             False if member is None else _own(member[start:stop], member[block]),
         )
 
@@ -151,7 +154,7 @@ def _sums(tiles: list[Tile], anchors: Tensor, scale: float, wanted: bool) -> tup
         The logarithms (2, m) of the sums over both parts of the keys; of the exponentials as they are in the tiles, the
         sums' inverse (2, m) and the sums (2, m, E) of the keys so weighted. Of an empty part: -inf, 0, 0.
     """
-    powers = (anchors * (scale / LN_2)).T.contiguous()
+    powers = (anchors * (scale / LN_2)).T
     sums, near = anchors.new_zeros(2, len(anchors)), anchors.new_zeros(2, *anchors.shape)
     cold = scale > LARGEST_SCALE
     peaks = torch.full_like(sums, -math.inf if cold else 0.0)
