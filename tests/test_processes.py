@@ -17,14 +17,14 @@ from handful.data.phantom import make_phantom
 from handful.errors import UsageError
 from handful.losses.processes import gathered
 from handful.losses.segmentation import dice_and_cross_entropy
-from handful.methods import load_method
+from handful.methods import load_method, method_names
 from handful.networks.build import build_network, unet_architecture
 from handful.networks.synchronised import synchronise_norms
 from handful.training.fabric import started
 from handful.training.folder import RunFolder
 from handful.training.loop import LoopSettings, fit
 from handful.training.processes import Processes, processes
-from test_methods import phantom_source
+from test_methods import made, phantom_source
 
 STEPS = 3
 
@@ -46,7 +46,7 @@ def trained(method_name: str, folder: Path, together: Processes, *, batch: int) 
         drawn = phantom_source(2, step=step)
         return replace(drawn, batch=batch, rank=together.rank, world=together.world)
 
-    with started(torch.device("cpu"), "32-true", together) as fabric:
+    with started(torch.device("cpu"), "32-true", together, trains_all=method.trains_all) as fabric:
         parts = fit(
             method,
             source,
@@ -229,6 +229,14 @@ def test_contradictions_are_refused() -> None:
         processes(0, environment={})
     with pytest.raises(UsageError, match="number 2 by NODE_RANK"):
         processes(2, 1, environment={"NODE_RANK": "1"})
+
+
+@pytest.mark.parametrize("name", [name for name in method_names() if load_method(name).METHOD.trains_all])
+def test_methods_that_say_they_train_all_do(name: str) -> None:
+    for progress in (0.0, 0.3, 0.6, 0.99):
+        method = made(name, 2)
+        method.step(method.batch(phantom_source(2, progress=progress)), progress).loss.backward()
+        assert all(parameter.grad is not None for parameter in method.parameters() if parameter.requires_grad)
 
 
 COMMAND = [sys.executable, "-m", "handful", "train"]

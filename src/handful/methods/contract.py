@@ -64,11 +64,14 @@ class Method(nn.Module, ABC):
         kind: ``train`` makes a segmentation network, ``pretrain`` parts that a training starts from.
         needs: what it learns from.
         paper: authors, year and link, printed by ``handful methods``.
+        trains_all: whether every step gives every trainable parameter a gradient; where several processes train
+            together, this saves them the search for those it does not.
     """
 
     kind: ClassVar[Literal["pretrain", "train"]] = "train"
     needs: ClassVar[Needs]
     paper: ClassVar[str]
+    trains_all: ClassVar[bool] = False
 
     @abstractmethod
     def batch(self, source: Source) -> Any:

@@ -78,6 +78,7 @@ class MoCo(Method):
     kind: ClassVar[Literal["pretrain", "train"]] = "pretrain"
     needs: ClassVar[Needs] = Needs(labels=False, unlabelled=True)
     paper: ClassVar[str] = "Chen et al. 2020, MoCo v2, https://arxiv.org/abs/2003.04297"
+    trains_all: ClassVar[bool] = True
 
     def __init__(self, network: nn.Module, settings: Settings) -> None:
         super().__init__()

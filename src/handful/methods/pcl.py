@@ -73,6 +73,7 @@ class PCL(Method):
     kind: ClassVar[Literal["pretrain", "train"]] = "pretrain"
     needs: ClassVar[Needs] = Needs(labels=False, unlabelled=True)
     paper: ClassVar[str] = "Zeng et al. 2021, PCL, https://arxiv.org/abs/2106.09157"
+    trains_all: ClassVar[bool] = True
 
     def __init__(self, network: nn.Module, settings: Settings) -> None:
         super().__init__()

@@ -63,6 +63,7 @@ class SimCLR(Method):
     kind: ClassVar[Literal["pretrain", "train"]] = "pretrain"
     needs: ClassVar[Needs] = Needs(labels=False, unlabelled=True)
     paper: ClassVar[str] = "Chen et al. 2020, SimCLR, https://arxiv.org/abs/2002.05709"
+    trains_all: ClassVar[bool] = True
 
     def __init__(self, network: nn.Module, settings: Settings) -> None:
         super().__init__()

@@ -34,6 +34,7 @@ class Supervised(Method):
 
     needs: ClassVar[Needs] = Needs(labels=True, unlabelled=False)
     paper: ClassVar[str] = "Isensee et al. 2021, nnU-Net, https://doi.org/10.1038/s41592-020-01008-z"
+    trains_all: ClassVar[bool] = True
 
     def __init__(self, network: nn.Module, settings: Settings) -> None:
         super().__init__()

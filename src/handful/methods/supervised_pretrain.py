@@ -50,6 +50,7 @@ class SupervisedPretrain(Method):
     kind: ClassVar[Literal["pretrain", "train"]] = "pretrain"
     needs: ClassVar[Needs] = Needs(labels=True, unlabelled=False)
     paper: ClassVar[str] = "Li et al. 2024, SuPreM, https://arxiv.org/abs/2501.11253"
+    trains_all: ClassVar[bool] = True
 
     def __init__(self, network: nn.Module, settings: Settings) -> None:
         super().__init__()

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,13 +16,16 @@ from handful.training.processes import Processes
 ALONE = Processes()
 
 
-def make_fabric(device: torch.device, precision: str, processes: Processes = ALONE) -> Fabric:
+def make_fabric(
+    device: torch.device, precision: str, processes: Processes = ALONE, *, trains_all: bool = False
+) -> Fabric:
     """Return Fabric for one device, or one for each process; what it would print is left to our own lines.
 
     Args:
         device: of ``choose_device``; only its kind counts where there are several processes.
         precision: of ``choose_precision``.
         processes: of the training.
+        trains_all: whether every step gives every trainable parameter a gradient.
     """
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     chosen: Any = precision
@@ -31,8 +33,7 @@ def make_fabric(device: torch.device, precision: str, processes: Processes = ALO
         return Fabric(
             accelerator=device.type, devices=1 if device.index is None else [device.index], precision=chosen
         )
-    # a method of several stages does not train every part at every step
-    strategy = DDPStrategy(find_unused_parameters=True)
+    strategy = DDPStrategy(find_unused_parameters=not trains_all)
     return Fabric(
         accelerator=device.type,
         devices=processes.devices,
@@ -43,7 +44,9 @@ def make_fabric(device: torch.device, precision: str, processes: Processes = ALO
 
 
 @contextlib.contextmanager
-def started(device: torch.device, precision: str, processes: Processes) -> Iterator[Fabric]:
+def started(
+    device: torch.device, precision: str, processes: Processes, *, trains_all: bool = False
+) -> Iterator[Fabric]:
     """Yield Fabric with all processes running and joined; one that fails takes the others along.
 
     On one machine the first process starts the others, each with the same command line.
@@ -58,17 +61,15 @@ def started(device: torch.device, precision: str, processes: Processes) -> Itera
             f"this program runs as {joined} processes already and cannot train with {processes.world}; use the same "
             "devices and nodes for all of its trainings."
         )
-    fabric = make_fabric(device, precision, processes)
+    fabric = make_fabric(device, precision, processes, trains_all=trains_all)
     if processes.world == 1:
         yield fabric
         return
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-            fabric.launch()
-            if fabric.global_rank != processes.rank:
-                raise RunError(f"process {processes.rank} is number {fabric.global_rank} to Lightning.")
-            yield fabric
+        fabric.launch()
+        if fabric.global_rank != processes.rank:
+            raise RunError(f"process {processes.rank} is number {fabric.global_rank} to Lightning.")
+        yield fabric
     except BaseException as error:
         for child in getattr(fabric.strategy.launcher, "procs", ()):
             child.terminate()

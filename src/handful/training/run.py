@@ -12,6 +12,7 @@ from handful.artefacts import read_json, write_json, write_yaml
 from handful.data.plan import Plan, explain
 from handful.data.splits import write_splits
 from handful.data.store import load_cases
+from handful.methods.contract import Method
 from handful.networks.weights import save_weights
 from handful.training.decisions import decide_plan
 from handful.training.fabric import started
@@ -260,7 +261,9 @@ def run_stage(
         if (first or not overwrite) and is_finished(folder, asked, overwrite=overwrite):
             folder.say(f"{out} holds this run, finished; nothing to do. --overwrite trains it again.")
             return
-        with started(stage.device, stage.precision, stage.processes) as fabric:
+        with started(
+            stage.device, stage.precision, stage.processes, trains_all=stage.method.trains_all
+        ) as fabric:
             stage = replace(stage, device=fabric.device)
             plan = fabric.broadcast(_begin(stage, folder, asked) if first else None)
             assert plan is not None
@@ -324,10 +327,14 @@ def learn(
         f"{stage.describe()}, on {stage.device} ({stage.precision}), {plan.dims}D patches "
         f"{' x '.join(map(str, plan.patch))}, batch {plan.batch}{several}"
     )
-    method, architecture = build_method(stage.recipe, plan, stage.seed)
-    if stage.init is not None:
+
+    def start(method: Method) -> None:
         for line in start_from(stage, method, plan):
             folder.say(line)
+
+    method, architecture = build_method(
+        stage.recipe, plan, stage.seed, start=None if stage.init is None else start
+    )
     parts = fit(
         method,
         sources(
