@@ -1,7 +1,8 @@
 """``handful demo``: the whole way, from a made-up data set to a page of results, in minutes on two cores."""
 
+from math import nan
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,68 +10,113 @@ from handful.cli.console import next_command, note, progress, say, training_prog
 from handful.cli.evaluate import print_scores
 from handful.cli.options import Device, Overwrite, Quiet, Seed, Threads
 
+if TYPE_CHECKING:
+    from handful.metrics.summary import Summary
+
 LABELS = "4"
 """Labelled cases the demo trains on; few, as the name of the package says."""
+
+METHOD = "pcl"
+"""The pre-training beside the control: cheap, and it needs no label."""
 
 STEPS = 300
 """Enough for every structure of the phantom to appear, in minutes on two cores."""
 
+PRETRAIN_STEPS = 150
+"""Of the pre-training; each costs less than one of the training."""
+
 
 def demo(
     *,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the data set and the run.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the data set and the runs.")] = Path(
         "demo"
     ),
-    steps: Annotated[int, typer.Option(min=1, help="Length of the training.")] = STEPS,
+    steps: Annotated[int, typer.Option(min=1, help="Length of each training.")] = STEPS,
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a data set, train on four labels, predict and score the held-out cases, and write a page about it.
+    """Make a data set, train on four labels without and with pre-training, and compare them on held-out cases.
 
     Every step says which command does the same on your own folder. Run again, it goes on where it stopped.
     """
     from handful.data.phantom import make_phantom
 
-    data, run = out / "data", out / "run"
-    predictions = run / "predictions"
+    data, start = out / "data", out / "start"
+    arms = {"labels only": out / "run", f"after {METHOD}": out / "run-pretrained"}
+    number = 0
 
-    def step(number: int, what: str, command: str) -> None:
+    def step(what: str, command: str) -> None:
+        nonlocal number
+        number += 1
         if not quiet:
-            note(f"\n[{number}/5] {what}\n      {command}")
+            note(f"\n[{number}/{2 + 4 * len(arms)}] {what}\n      {command}")
 
-    step(1, f"A data set of drawn torsos, some labelled, some not: {data}", f"handful check {data}")
+    step(f"A data set of drawn torsos, some labelled, some not: {data}", f"handful check {data}")
     make_phantom(data, seed=seed)
 
     from handful.inference.predict import predict
     from handful.metrics.evaluate import evaluate
     from handful.report.page import write_report
-    from handful.training.run import train
+    from handful.training.run import pretrain, train
 
-    step(
-        2,
-        f"Training on {LABELS} labelled cases",
-        f"handful train {data} --labels {LABELS} --steps {steps} --out {run}",
-    )
-    with training_progress(quiet=quiet) as watch:
-        train(
-            data, run, labels=LABELS, steps=steps, seed=seed, device=device, threads=threads,
-            overwrite=overwrite, quiet=quiet, report=watch,
-        )  # fmt: skip
-    step(3, "Predicting the held-out cases", f"handful predict {run} {data} --held-out --out {predictions}")
-    with progress(unit="cases", quiet=quiet) as report:
-        predict(
-            [run], data, predictions, held_out_only=True, device=device, threads=threads,
-            overwrite=True, progress=report,
-        )  # fmt: skip
-    step(4, "Scoring them", f"handful evaluate {predictions} {data} --out {run}")
-    summary = evaluate(predictions, data, out=run)
-    if not quiet:
-        print_scores(summary)
-    step(5, "Writing the page", f"handful report {run}")
-    page = write_report(run)
-    say(f"\nOpen {page.resolve()}")
+    common: dict[str, Any] = {
+        "seed": seed, "device": device, "threads": threads, "overwrite": overwrite, "quiet": quiet,
+    }  # fmt: skip
+    summaries, pages = [], []
+    for name, run in arms.items():
+        init = None
+        if run.name == "run-pretrained":
+            init, pretrain_steps = start, min(PRETRAIN_STEPS, steps)
+            step(
+                "Learning from all images that may train, without a label",
+                f"handful pretrain {data} --method {METHOD} --steps {pretrain_steps} --out {start}",
+            )
+            with training_progress(quiet=quiet) as watch:
+                pretrain(data, start, method=METHOD, steps=pretrain_steps, report=watch, **common)
+        step(
+            f"Training on {LABELS} labelled cases, {name}",
+            f"handful train {data} --labels {LABELS} --steps {steps} --out {run}"
+            + (f" --init {init}" if init else ""),
+        )
+        with training_progress(quiet=quiet) as watch:
+            train(data, run, labels=LABELS, steps=steps, init=init, report=watch, **common)
+        predictions = run / "predictions"
+        step("Predicting the held-out cases", f"handful predict {run} {data} --held-out --out {predictions}")
+        with progress(unit="cases", quiet=quiet) as report:
+            predict(
+                [run], data, predictions, held_out_only=True, device=device, threads=threads,
+                overwrite=True, progress=report,
+            )  # fmt: skip
+        step("Scoring them", f"handful evaluate {predictions} {data} --out {run}")
+        summary = evaluate(predictions, data, out=run)
+        summaries.append(summary)
+        if not quiet:
+            print_scores(summary)
+        step("Writing the page", f"handful report {run}")
+        pages.append(write_report(run))
+    for (name, _), summary, page in zip(arms.items(), summaries, pages, strict=True):
+        dice = summary.mean["dice"]
+        score = "not scored" if dice is None else f"mean Dice {dice:.3f}"
+        say(f"\n{name}: {score}; open {page.resolve()}")
+    say(f"\n{_verdict(*summaries)}")
     if not quiet:
         next_command("handful", "check", "YOUR_FOLDER")
+
+
+def _verdict(control: "Summary", other: "Summary") -> str:
+    """Say whether the difference is more than noise on these few cases."""
+    from handful.metrics.bootstrap import paired_bootstrap
+
+    cases = sorted({row.case for row in control.cases})
+    names = list(control.classes)
+    tables = []
+    for summary in (other, control):
+        dice = {(row.case, row.class_name): row.dice for row in summary.cases}
+        tables.append([[nan if (d := dice[case, name]) is None else d for name in names] for case in cases])
+    found = paired_bootstrap(tables[0], tables[1], cases)
+    sure = found.low > 0 or found.high < 0
+    words = "more than the spread of these cases" if sure else "within the noise of so few cases"
+    return f"Difference {found.mean:+.3f}, 95 % interval {found.low:+.3f} to {found.high:+.3f}: {words}."
