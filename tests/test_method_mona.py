@@ -181,7 +181,7 @@ def test_what_looks_at_single_pixels_is_consistent_and_what_looks_around_is_not(
 
     def consistency(of: nn.Module, **others: Any) -> float:
         made = MONA(of, Settings(tailness=False, diversity=False, **{**settings, **others}))
-        return float(made.step(made.batch(colourless(phantom_source(2))), 0.0).terms["consistency"])
+        return made.step(made.batch(colourless(phantom_source(2))), 0.0).terms["consistency"].item()
 
     assert consistency(Threshold()) < 1e-6  # its logits are linear in the image, as the warp is
     assert consistency(network(sure=20)) > 0.01
