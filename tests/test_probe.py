@@ -159,14 +159,10 @@ def test_a_class_that_no_other_case_has_is_not_scored() -> None:
 
 
 def test_one_case_is_halved_into_slabs() -> None:
-    """A channel that counts the voxels along the longest side cannot pass on what it knows of single voxels.
-
-    With class means from the same voxels a feature unique to each voxel could be learnt by heart; with slabs, voxels
-    of both halves are needed for a class to be scored at all.
-    """
+    """A structure within one slab is in one half only: there is no other half to tell it by."""
     one = case(0)
     one.label[one.label > 0] = 0
-    one.label[3:5, 8:9, 4:6] = 1  # within one slab of two voxels: 8 // 2 is even
+    one.label[3:5, 8:9, 4:6] = 1  # slabs are 16 // 8 voxels thick along the longest side
     thin = replace(one, foreground=foreground_voxels(one.label.numpy(), 3))
     assert look([thin], classes=2) is None
     one.label[3:5, 8:12, 4:6] = 1

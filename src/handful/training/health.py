@@ -16,8 +16,8 @@ from handful.losses import checks
 from handful.losses.embeddings import unit
 from handful.methods.contract import Watched
 
-ROWS = 10
-"""Consecutive rows of metrics that must look collapsed before a run is called so."""
+ROWS = 20
+"""Consecutive rows that must look collapsed, a tenth of a run's: learning networks pass near a collapse and return."""
 
 GRACE = 0.2
 """Share of a run before which nothing is called a collapse: twice the warm-up, since fresh networks start nearly so."""

@@ -22,6 +22,9 @@ UNCHANGED = AugmentSettings(
     p_noise=0, p_blur=0, p_low_resolution=0, p_brightness=0, p_contrast=0, p_gamma=0,
 )  # fmt: skip
 
+LOOKS = 8
+"""Patches that the voxels of a class come from, at least: with fewer their places decide the score."""
+
 SLABS = 8
 """Slabs along a patch's longest side that a single case is cut into, every other one on the same side."""
 
@@ -143,8 +146,7 @@ def _look(
     for number, case in enumerate(cases):
         own = list(range(2)) if len(cases) == 1 else [number]
         wanted = {(part, label): voxels for part in own for label in range(classes)}
-        # the centre's class is drawn: twice as many crops as classes meet all of them but rarely
-        for step in range(2 * len(case.foreground) + 1):
+        for step in range(LOOKS * classes):
             source = Source(
                 labelled=[case], unlabelled=[], patch=patch, batch=1, classes=classes, mirror=(False,) * len(patch),
                 augment=UNCHANGED, sampling=SamplingSettings(foreground=1.0), device=device, seed=seed, step=step,
@@ -153,13 +155,13 @@ def _look(
             assert crops.label is not None
             label = crops.label[0].cpu()
             part = _halves(label, crops.low[0]) if len(cases) == 1 else torch.full_like(label, number)
-            picked = _pick(label, part, wanted, source.generator())
+            picked = _pick(label, part, wanted, source.generator(), most=-(-voxels // LOOKS))
             if len(picked):
                 features.append(_features(exports, crops.image.float(), picked))
                 labels.append(label[tuple(picked.T)])
                 parts.append(part[tuple(picked.T)])
-            met = {label for (_, label), left in wanted.items() if left < voxels}
-            if len(met - {0}) == len(case.foreground):
+            # background and the classes this case has
+            if sum(left == 0 for left in wanted.values()) == (1 + len(case.foreground)) * len(own):
                 break
     if not features:
         empty = torch.empty(0, dtype=torch.int64)
@@ -179,13 +181,13 @@ def _halves(label: Tensor, low: Tensor) -> Tensor:
 
 
 def _pick(
-    label: Tensor, part: Tensor, wanted: dict[tuple[int, int], int], generator: torch.Generator
+    label: Tensor, part: Tensor, wanted: dict[tuple[int, int], int], generator: torch.Generator, *, most: int
 ) -> Tensor:
     """Draw places (n, dims) of the classes still wanted of each part, and lower what is wanted by what was found."""
     picked = []
     for (of_part, of_class), left in wanted.items():
         places = ((label == of_class) & (part == of_part) & (label != IGNORE)).nonzero()
-        places = places[torch.randperm(len(places), generator=generator)[:left]]
+        places = places[torch.randperm(len(places), generator=generator)[: min(left, most)]]
         wanted[of_part, of_class] -= len(places)
         picked.append(places)
     return torch.cat(picked)
