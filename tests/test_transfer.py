@@ -79,6 +79,9 @@ def test_a_pretraining_can_start_from_a_segmentation_network(
     for name, value in tensors(again).items():
         if "running" not in name and "tracked" not in name:
             assert torch.allclose(value, tensors(first)[f"segmenter.{name}"], atol=1e-6), name
+    start = json.loads((again / "manifest.json").read_text())["init"]
+    assert (start["run"], start["method"]) == (str(first), "supervised")
+    assert start["labels_used"] == read_metadata(first / "weights.safetensors")["labels_used"] != []
 
 
 def test_each_command_refuses_the_other_kind_of_method(phantom_folder: Path, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ MANY = (
     "#D1BBD7", "#AE76A3", "#882E72", "#1965B0", "#5289C7", "#7BAFDE", "#4EB265",
     "#90C987", "#CAE0AB", "#F7F056", "#F6C141", "#F1932D", "#E8601C", "#DC050C",
 )  # fmt: skip
+TERMS = tuple(colour for colour in FEW if colour not in ("#F0E442", "#0072B2"))
+"""Colours of a loss's terms: without the yellow, too pale for a line, and the blue, too near the loss's own."""
 MISSED, EXTRA, CONFUSED = "#FF3B30", "#32D7FF", "#FFFFFF"
 """Colours of the error map: in the reference only, in the prediction only, in both but as different structures.
 
@@ -243,13 +245,16 @@ def _line(
 
 def _panel(axes: "Axes", panel: Panel, metrics: Sequence[Mapping[str, float]]) -> None:
     steps, guesses = _column(metrics, "step"), 0
-    for number, (name, key) in enumerate(panel.lines.items()):
+    alone = len(panel.lines) - len(panel.dashed) == 1
+    terms = [name for name in panel.lines if name != "loss"]
+    for name, key in panel.lines.items():
         if name in panel.dashed:
             _line(axes, steps, _column(metrics, key), name, colour="#777777", width=1.3, style="--")
             guesses += 1
         else:
-            colour = "#1965B0" if number == 0 else MANY[(3 * number + 3) % 14]
-            _line(axes, steps, _column(metrics, key), name, colour=colour, width=1.8 if number == 0 else 1.2)
+            whole = alone or name == "loss"
+            colour = "#1965B0" if whole else TERMS[terms.index(name) % len(TERMS)]
+            _line(axes, steps, _column(metrics, key), name, colour=colour, width=1.8 if whole else 1.2)
     if panel.level is not None:
         axes.axhline(panel.level, color="#777777", linewidth=1.3, linestyle="--", label="chance")
         guesses += 1

@@ -64,6 +64,9 @@ def loss_terms(metrics: Rows) -> list[str]:
 def loss_panel(metrics: Rows) -> Panel:
     """Return the loss with its terms; a single term that is the loss is left out."""
     terms = [name for name in loss_terms(metrics) if any(row.get(name) != row.get("loss") for row in metrics)]
+    known = {key for row in metrics for key in row}
+    # first those whose gradients are drawn too, so that both drawings give a term the same colour
+    terms.sort(key=lambda name: f"health/gradient_{name}" not in known)
     return Panel(
         title="Loss",
         lines={"loss": "loss", **{name: name for name in terms}},

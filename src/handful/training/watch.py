@@ -8,7 +8,7 @@ from handful.training.folder import RunFolder
 from handful.training.loop import Progress
 
 DRAW_SECONDS = 60.0
-"""Between two drawings of ``progress.png``, each of which takes a good part of a second."""
+"""Between two drawings of ``progress.png``, each of which takes about a second."""
 
 
 def watch(
