@@ -69,8 +69,9 @@ METHODS = ("supervised", "pcl", "simclr")
 def one_process(folder: Path) -> None:
     together = processes(2)
     weights = {name: trained(name, folder / "two", together, batch=2) for name in METHODS}
+    torch.save(weights, folder / f"weights{together.rank}.pt")
+    torch.save(norm_and_losses(together.rank, 2), folder / f"losses{together.rank}.pt")
     dist.barrier()
-    torch.save(weights, folder / f"rank{together.rank}.pt")
 
 
 def norm_and_losses(rank: int, world: int) -> list[Tensor]:
@@ -101,17 +102,19 @@ def norm_and_losses(rank: int, world: int) -> list[Tensor]:
     return [*results, *network.state_dict().values()]
 
 
-def test_the_norm_learns_and_remembers_as_one_over_the_whole_batch(tmp_path: Path) -> None:
-    run_two("norm", tmp_path)
+def test_norm_dice_and_contrast_are_those_of_the_whole_batch(two: Path) -> None:
     expected = norm_and_losses(0, 1)
     assert len(expected) == 2 * 7 + 9
     for rank in range(2):
-        found = torch.load(tmp_path / f"rank{rank}.pt")
+        found = torch.load(two / f"losses{rank}.pt")
         for one, other in zip(expected, found, strict=True):
             torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-10)
 
 
-def run_two(what: str, folder: Path) -> None:
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder in which two processes have left their results; starting them takes most of the time."""
+    folder = tmp_path_factory.mktemp("processes")
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("SLURM")},
         "OMP_NUM_THREADS": "1",
@@ -121,7 +124,7 @@ def run_two(what: str, folder: Path) -> None:
     }
     running = [
         subprocess.Popen(
-            [sys.executable, __file__, what, str(folder)],
+            [sys.executable, __file__, str(folder)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -132,6 +135,7 @@ def run_two(what: str, folder: Path) -> None:
     done = [process.communicate(timeout=250) for process in running]
     for process, (output, error) in zip(running, done):
         assert process.returncode == 0, output + error
+    return folder
 
 
 def free_port() -> int:
@@ -142,9 +146,8 @@ def free_port() -> int:
         return int(held.getsockname()[1])
 
 
-def test_two_processes_train_as_one_with_the_double_batch(tmp_path: Path) -> None:
-    run_two("train", tmp_path)
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+def test_two_processes_train_as_one_with_the_double_batch(two: Path, tmp_path: Path) -> None:
+    ranks = [torch.load(two / f"weights{rank}.pt") for rank in range(2)]
     for name in METHODS:
         alone = trained(name, tmp_path / "one", Processes(), batch=4)
         start = trained_nothing(name)
@@ -157,16 +160,13 @@ def test_two_processes_train_as_one_with_the_double_batch(tmp_path: Path) -> Non
                     weights[name][key], value, rtol=1e-5, atol=1e-5, msg=f"{name} {key}"
                 )
         rows = [
-            [
-                json.loads(line)
-                for line in (tmp_path / folder / name / "metrics.jsonl").read_text().splitlines()
-            ]
-            for folder in ("one", "two")
+            [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+            for folder in (tmp_path / "one", two / "two")
         ]
         assert [row["step"] for row in rows[1]] == [1, 2, 3]
-        for one, two in zip(*rows, strict=True):
-            assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
-            assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
+        for one, both in zip(*rows, strict=True):
+            assert both["loss"] == pytest.approx(one["loss"], abs=1e-5)
+            assert both["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
 
 
 def trained_nothing(name: str) -> dict[str, Tensor]:
@@ -248,7 +248,14 @@ QUICK = (
 
 @pytest.mark.slow
 def test_the_command_starts_the_others_writes_once_and_resumes(tmp_path: Path) -> None:
-    data = make_phantom(tmp_path / "Phantom", patients=4, size=(26, 22, 18), spacing_mm=(3.0, 3.2, 4.5))
+    data = make_phantom(
+        tmp_path / "Phantom",
+        patients=8,
+        unlabelled=2,
+        held_out=2,
+        size=(26, 22, 18),
+        spacing_mm=(3.0, 3.2, 4.5),
+    )
     out = tmp_path / "run"
     words = [*COMMAND, str(data), "--out", str(out), *QUICK, "--steps", "3", "--devices", "2"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=280, check=False)
@@ -263,18 +270,11 @@ def test_the_command_starts_the_others_writes_once_and_resumes(tmp_path: Path) -
     again = subprocess.run(words, capture_output=True, text=True, timeout=280, check=False)
     assert again.returncode == 0
     assert "nothing to do" in again.stdout
-    other = subprocess.run(
-        [word if word != "2" else "1" for word in words[:-1]] + ["1"],
-        capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
+    alone = [*words[:-1], "1"]
+    other = subprocess.run(alone, capture_output=True, text=True, timeout=280, check=False)
     assert other.returncode == 2
     assert "processes" in other.stderr
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "train":
-        one_process(Path(sys.argv[2]))
-    else:
-        rank = int(os.environ["LOCAL_RANK"])
-        dist.init_process_group("gloo", rank=rank, world_size=2)
-        torch.save(norm_and_losses(rank, 2), Path(sys.argv[2]) / f"rank{rank}.pt")
+    one_process(Path(sys.argv[1]))

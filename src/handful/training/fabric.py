@@ -2,6 +2,9 @@
 
 import contextlib
 import logging
+import os
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,6 +69,7 @@ def started(
         yield fabric
         return
     try:
+        _follow_parent()
         fabric.launch()
         if fabric.global_rank != processes.rank:
             raise RunError(f"process {processes.rank} is number {fabric.global_rank} to Lightning.")
@@ -78,3 +82,18 @@ def started(
         raise RunError(
             f"process {processes.rank} of {processes.world} stopped, perhaps because another one did: {error}"
         ) from error
+
+
+def _follow_parent() -> None:
+    """Let the processes this one starts end with it, however it ends; waiting for it, they would hang."""
+    parent = os.environ.get("HANDFUL_PARENT")
+    if parent in (None, str(os.getpid())) or int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        os.environ["HANDFUL_PARENT"] = str(os.getpid())
+        return
+
+    def watch() -> None:
+        while str(os.getppid()) == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
