@@ -75,6 +75,9 @@ def test_at_first_labelled_images_are_mixed_with_each_other(dims: int) -> None:
 
 def test_each_part_is_learnt_from_who_knows_it() -> None:
     made = method(pseudo_weight=0.3, threshold=0.5, plain=2)
+    with torch.no_grad():
+        for parameter in made.teacher.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
     batch = made.batch(phantom_source(2, progress=0.8))
     label = pseudo_label(made.teacher(batch.weak), threshold=0.5).where(~batch.keep, -1)
     known, pseudo = control(made, batch.image, batch.label), control(made, batch.image, label)

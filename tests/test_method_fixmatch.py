@@ -89,6 +89,9 @@ def test_a_strong_view_shows_the_plain_pixels_and_boxes_of_the_next_image(dims: 
     assert not torch.equal(batch.keep[:4], batch.keep[4:])
     whole = method(dims, cutmix=0.0).batch(phantom_source(dims))
     assert whole.keep is None
+    boxed = method(dims, cutmix=1.0).batch(phantom_source(dims))
+    own = torch.tensor([1, 2, 0, 4, 5, 3])  # a box shows the next image as the same view has recoloured it
+    assert torch.equal(boxed.strong, paste(whole.strong, boxed.keep, own))
     first, second = whole.strong.chunk(2)
     assert not torch.equal(first, second)
 
