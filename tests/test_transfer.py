@@ -200,3 +200,15 @@ def settle_mean_teacher(data: Path, init: Path) -> Stage:
         steps=1, max_time=None, plan=None, patients=None, recipe=None, set_=(), device="cpu", precision="auto",
         threads=None, init=init, adapt_channels=False, partial_init=False, devices=1, nodes=1,
     )  # fmt: skip
+
+
+def test_a_chain_of_starts_forgets_no_label(phantom_folder: Path, tmp_path: Path) -> None:
+    leaky = quick(
+        phantom_folder, tmp_path / "a", pre=True, method="supervised_pretrain", labels=None, steps=1
+    )
+    case = json.loads((leaky / "manifest.json").read_text())["cases"]["labelled"][0]
+    between = quick(phantom_folder, tmp_path / "b", pre=True, method="pcl", init=leaky, set_=SMALL, steps=1)
+    assert case in read_metadata(between / "weights.safetensors")["labels_used"]
+    (tmp_path / "test.txt").write_text(f"{case}\n")
+    with pytest.raises(UsageError, match="learned from the labels of 1 cases that this run holds out"):
+        quick(phantom_folder, tmp_path / "c", init=between, test=f"@{tmp_path / 'test.txt'}", steps=1)

@@ -3,7 +3,7 @@
 import datetime
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 import handful
 from handful.artefacts import hash_of, hash_of_file, read_json, read_yaml
+from handful.data.cases import Case
 from handful.data.discover import content_hash
 from handful.data.plan import Plan
 from handful.errors import UsageError
@@ -125,9 +126,16 @@ def weights_header(
         "data_hash": data_hash,
         "data_name": stage.dataset.name,
         "labelled": _names(stage)["labelled"],
-        "labels_used": [case.name for case in stage.label_cases],
-        "images_used": [case.name for case in (*stage.selection.labelled, *stage.unlabelled)],
+        "labels_used": _with_start(stage, "labels_used", stage.label_cases),
+        "images_used": _with_start(stage, "images_used", (*stage.selection.labelled, *stage.unlabelled)),
     }
+
+
+def _with_start(stage: Stage, field: str, cases: Sequence[Case]) -> list[str]:
+    """Add what the weights this run starts from had learned from: a chain of starts forgets nothing."""
+    theirs = read_metadata(weights_of(stage.init)) if stage.init else {}
+    known = theirs.get(field, []) if theirs.get("data_name") == stage.dataset.name else []
+    return sorted({case.name for case in cases} | set(known))
 
 
 def now() -> str:
