@@ -47,6 +47,7 @@ class RunFolder:
         self.progress = path / "progress.png"
         self.checkpoint = path / "checkpoint.pt"
         self.weights = path / "weights.safetensors"
+        self.snapshots = path / "snapshots"
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -104,10 +105,17 @@ class RunFolder:
                     break
         return rows
 
+    def snapshot(self, step: int) -> Path:
+        """Return the file of the averaged weights after ``step``."""
+        return self.snapshots / f"step-{step:06d}.safetensors"
+
     def keep_metrics_until(self, step: int) -> None:
-        """Drop rows past ``step``: they belong to steps that are about to be repeated."""
+        """Drop rows and snapshots past ``step``: they belong to steps that are about to be repeated."""
         if not self.writes:
             return
+        for file in self.snapshots.glob("step-*.safetensors"):
+            if int(file.stem.removeprefix("step-")) > step:
+                file.unlink()
         rows = [row for row in self.read_metrics() if row["step"] <= step]
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -141,7 +149,7 @@ class RunFolder:
             self.checkpoint, self.weights, self.path / "log.txt", self.path / "scores.csv", self.path / "summary.json",
             self.path / "report.html",
         )  # fmt: skip
-        for name in names:
+        for name in (*names, *self.snapshots.glob("step-*.safetensors")):
             name.unlink(missing_ok=True)
         predictions = self.path / "predictions"
         if predictions.is_dir():

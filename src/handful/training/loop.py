@@ -55,6 +55,7 @@ class LoopSettings:
         patience: probes of a pre-training, ten over a run, that may bring no improvement before it stops; 0: never.
         checkpoint_every_s: seconds between checkpoints.
         rows: how many rows ``metrics.jsonl`` gets over a run.
+        snapshots: averaged weights kept on the way, evenly spaced, besides those at the end.
         compile: compile the network (needs a C compiler; pays on long runs).
     """
 
@@ -74,6 +75,7 @@ class LoopSettings:
     patience: int = 0
     checkpoint_every_s: float = 60.0
     rows: int = 200
+    snapshots: int = 0
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -89,6 +91,8 @@ class LoopSettings:
             raise UsageError(f"the time limit must be positive, found {self.max_time_s} s.")
         if self.patience < 0:
             raise UsageError(f"patience must be 0 or more probes, found {self.patience}.")
+        if self.snapshots < 0:
+            raise UsageError(f"snapshots must be 0 or more, found {self.snapshots}.")
         if self.lr <= 0 or self.clip <= 0 or not 0 <= self.ema_horizon <= 1 or not 0 <= self.warm_up < 1:
             raise UsageError("lr and clip must be positive, ema_horizon in [0, 1] and warm_up in [0, 1).")
 
@@ -126,6 +130,7 @@ def fit(
     prefetch: bool = False,
     checkup: Checkup | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
+    snapshot: Callable[[int, Mapping[str, nn.Module]], None] | None = None,
 ) -> dict[str, nn.Module]:
     """Train ``method`` and return its exported parts with averaged weights.
 
@@ -139,6 +144,7 @@ def fit(
         checkup: watches a pre-training; None watches nothing.
         prefetch: prepare the next batch in a thread (for cases streamed from disk).
         report: called at every row of the metrics.
+        snapshot: called with the step and the averaged parts at each of ``settings.snapshots``.
 
     Raises:
         RunError: a loss became NaN or infinite (the term is named, the last checkpoint kept), the disk is full, the
@@ -224,6 +230,8 @@ def fit(
                 average = averages[name]
                 assert isinstance(average, Teacher)
                 average.update(part, decay)
+            if snapshot is not None and _snapshot_due(fraction, after, settings.snapshots):
+                snapshot(step, _averaged(averages))
             window.add({"loss": output.loss.detach(), **output.logs, "gradient_norm": norm, **gradients})
             if checkup is not None:
                 checkup.add(output)
@@ -253,7 +261,7 @@ def fit(
     if caught and _fraction(step, seconds, steps, limit) < 1:
         words = f"stopped at step {step} by {caught}; run the same command again to continue exactly there."
         raise KeyboardInterrupt(words) if caught == "SIGINT" else RunError(words)
-    return {name: average.module for name, average in averages.items() if isinstance(average, Teacher)}
+    return _averaged(averages)
 
 
 def _optimiser(method: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:
@@ -266,6 +274,16 @@ def _optimiser(method: nn.Module, settings: LoopSettings) -> torch.optim.Optimiz
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
     kind = torch.optim.Adam if settings.optimiser == "adam" else torch.optim.AdamW
     return kind(groups, lr=settings.lr, fused=True)
+
+
+def _averaged(averages: nn.ModuleDict) -> dict[str, nn.Module]:
+    return {name: average.module for name, average in averages.items() if isinstance(average, Teacher)}
+
+
+def _snapshot_due(before: float, after: float, count: int) -> bool:
+    """Say whether a step passed one of ``count`` points that divide the run evenly; its end is none of them."""
+    passed, reached = (int(fraction * (count + 1) + 1e-9) for fraction in (before, after))
+    return passed < reached <= count
 
 
 def _fraction(step: int, seconds: float, steps: int | None, limit: float | None) -> float:

@@ -1,6 +1,6 @@
 """Train one model: from a folder of volumes to a run folder, doing whatever is missing on the way."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -328,6 +328,11 @@ def learn(
         f"{' x '.join(map(str, plan.patch))}, batch {plan.batch}{several}"
     )
 
+    def snapshot(step: int, parts: Mapping[str, nn.Module]) -> None:
+        if folder.writes:
+            data_hash = read_json(folder.manifest)["dataset"]["hash"]
+            save_weights(folder.snapshot(step), parts, weights_header(stage, plan, architecture, data_hash))
+
     def start(method: Method) -> None:
         for line in start_from(stage, method, plan):
             folder.say(line)
@@ -356,6 +361,7 @@ def learn(
         prefetch=loaded.streamed,
         checkup=checkup_of(stage, plan, loaded.cases[:count]) if method.kind == "pretrain" else None,
         report=look,
+        snapshot=snapshot,
     )
     return parts, architecture, sum(p.numel() for p in method.parameters())
 
