@@ -4,14 +4,12 @@ The page loads nothing (its own content policy forbids it), runs no script, and 
 Whatever is missing is said in the place where it would have been.
 """
 
-import base64
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import handful
 from handful.artefacts import read_json, write_text
@@ -23,17 +21,13 @@ from handful.report.figures import (
     MISSED,
     curves,
     panel_curves,
-    png,
     structure_colours,
 )
 from handful.report.health import findings, loss_panel, panels
 from handful.report.pretraining import beyond_budget, headline, is_pretraining, start, train_command, uses
+from handful.report.render import render, source
 from handful.report.slices import show_case
-from handful.report.words import count, duration, some
-
-if TYPE_CHECKING:
-    from jinja2 import Template
-    from matplotlib.figure import Figure
+from handful.report.words import count, duration, interval, some
 
 METRICS = {"dice": "Dice", "hd95_mm": "HD95, mm", "assd_mm": "ASSD, mm", "nsd": "NSD"}
 POOR = 0.5
@@ -64,23 +58,8 @@ def write_report(run: Path, *, out: Path | None = None) -> Path:
     evidence = read_run(run)
     target = out or run / "report.html"
     name = "pretraining" if is_pretraining(evidence) else "segmentation"
-    write_text(target, _template(f"{name}.html.j2").render(_content(evidence)))
+    write_text(target, render(f"{name}.html.j2", _content(evidence)))
     return target
-
-
-@cache
-def _template(name: str) -> "Template":
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("handful.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"figures": _figures, "interval": _interval}
-    return environment.get_template(name)
 
 
 def _content(evidence: Evidence) -> dict[str, Any]:
@@ -167,7 +146,7 @@ def _verdict(evidence: Evidence, results: Row | None) -> dict[str, str]:
             "sentence": f"There is no held-out result: this model, {training}, was not evaluated.",
         }
     ends = results["mean"]["ends"]["dice"]
-    spread = f"95 % interval {_interval(ends, 3)}" if ends else "no interval: that needs two patients"
+    spread = f"95 % interval {interval(ends, 3)}" if ends else "no interval: that needs two patients"
     dice = results["mean"]["dice"]
     value = f"{dice:.3f}" if dice is not None else "–"
     return {
@@ -374,7 +353,7 @@ def _training(evidence: Evidence) -> dict[str, Any]:
     drawn = rows and not is_pretraining(evidence)  # whose curves are drawn with its health
     return {
         "facts": [(what, value) for what, value in facts if value],
-        "source": _source(curves(rows)) if drawn else "",
+        "source": source(curves(rows)) if drawn else "",
     }
 
 
@@ -387,14 +366,10 @@ def _health(evidence: Evidence) -> dict[str, Any]:
     return {
         "findings": findings(rows, classes=classes),
         "panels": [
-            {"title": panel.title, "reading": panel.reading, "source": _source(panel_curves(panel, rows))}
+            {"title": panel.title, "reading": panel.reading, "source": source(panel_curves(panel, rows))}
             for panel in shown
         ],
     }
-
-
-def _source(figure: "Figure") -> str:
-    return f"data:image/png;base64,{base64.b64encode(png(figure, dpi=180)).decode('ascii')}"
 
 
 def _environment(evidence: Evidence) -> list[tuple[str, str]]:
@@ -563,14 +538,6 @@ def _ends(content: Any) -> tuple[float, float] | None:
         (number(end) for end in content) if isinstance(content, list) and len(content) == 2 else (None, None)
     )
     return None if low is None or high is None else (low, high)
-
-
-def _figures(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _interval(ends: tuple[float, float] | None, digits: int) -> str:
-    return "" if ends is None else f"{ends[0]:.{digits}f}–{ends[1]:.{digits}f}"
 
 
 def _moment(iso: Any) -> str:

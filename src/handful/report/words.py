@@ -23,3 +23,13 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def figures(value: float | None, digits: int) -> str:
+    """Return ``0.812``; a dash if there is no value."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def interval(ends: tuple[float, float] | None, digits: int) -> str:
+    """Return ``0.790–0.834``; nothing if there is no interval."""
+    return "" if ends is None else f"{ends[0]:.{digits}f}–{ends[1]:.{digits}f}"
