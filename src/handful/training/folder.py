@@ -151,6 +151,8 @@ class RunFolder:
         )  # fmt: skip
         for name in (*names, *self.snapshots.glob("step-*.safetensors")):
             name.unlink(missing_ok=True)
+        if (self.path / "pretrain").is_dir():
+            RunFolder(self.path / "pretrain").clear()
         predictions = self.path / "predictions"
         if predictions.is_dir():
             for file in predictions.glob("*.nii.gz"):

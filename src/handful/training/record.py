@@ -38,7 +38,8 @@ def asked_of(stage: Stage) -> dict[str, Any]:
         "seed": stage.seed,
         "precision": stage.precision,
         "plan_file": hash_of(read_yaml(stage.plan)) if stage.plan else None,
-        "init": hash_of_file(weights_of(stage.init)) if stage.init else None,
+        # a start that this run makes itself is in the recipe
+        "init": hash_of_file(weights_of(stage.init)) if stage.init and not stage.recipe.pretrain else None,
         "adapt_channels": stage.adapt_channels,
         "partial_init": stage.partial_init,
         # only where there are several: a run of one process is the run it was before there could be
@@ -62,10 +63,9 @@ def is_finished(folder: RunFolder, asked: Mapping[str, Any], *, overwrite: bool)
             )
         return False
     there = read_yaml(folder.recipe)
-    if hash_of(there) != hash_of(asked):
-        differing = sorted(
-            key for key in {*there, *asked} if hash_of(there.get(key)) != hash_of(asked.get(key))
-        )
+    # a setting that did not exist when the run began counts as left out
+    differing = sorted(key for key in {*there, *asked} if hash_of(there.get(key)) != hash_of(asked.get(key)))
+    if differing:
         raise UsageError(
             f"{folder.path} holds a different run (it differs in: {', '.join(differing)}). "
             "Choose another --out, or use --overwrite to replace it."

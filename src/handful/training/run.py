@@ -14,6 +14,7 @@ from handful.data.splits import write_splits
 from handful.data.store import load_cases
 from handful.methods.contract import Method
 from handful.networks.weights import save_weights
+from handful.training.beforehand import said_beforehand
 from handful.training.decisions import decide_plan
 from handful.training.fabric import started
 from handful.training.folder import RunFolder
@@ -21,7 +22,8 @@ from handful.training.loop import Progress, fit
 from handful.training.record import asked_of, is_finished, manifest_of, now, weights_header
 from handful.training.settle import settle
 from handful.training.stage import Stage
-from handful.training.start import build_method, checkup_of, sources, start_from
+from handful.training.stages import before_folder, first_stage
+from handful.training.start import build_method, checkup_of, eaten, sources, start_from
 from handful.training.watch import draw_progress, watch
 
 
@@ -234,6 +236,8 @@ def print_decisions(stage: Stage) -> None:
     )
     for what, value, why in explain(plan):
         print(f"{what}: {value}  ({why})")
+    for note in said_beforehand(stage, plan):
+        print(note)
     print(f"{stage.describe()}; nothing trained.")
 
 
@@ -257,15 +261,34 @@ def run_stage(
     first = stage.processes.first
     folder = RunFolder(out, quiet=quiet, writes=first)
     with folder.locked():
-        # asked before the others start: none of them needs to be told, and none finds what the first one writes
+        # asked before the others start: none of them needs to be told
         if (first or not overwrite) and is_finished(folder, asked, overwrite=overwrite):
             folder.say(f"{out} holds this run, finished; nothing to do. --overwrite trains it again.")
             return
+        plan = _begin(stage, folder, asked) if first else None
+        if (before := first_stage(stage, folder)) is not None:
+            what, length = before.recipe.name, "steps" if before.recipe.loop.steps else "s"
+            many = before.recipe.loop.steps or before.recipe.loop.max_time_s
+            folder.say(
+                f"stage 1 of 2: pre-training with {what}, {many:g} {length}, in {before_folder(folder)}"
+            )
+            run_stage(
+                before,
+                before_folder(folder),
+                overwrite=overwrite,
+                quiet=quiet,
+                tensorboard=tensorboard,
+                report=report,
+            )
+            folder.say(f"stage 2 of 2: training with {stage.recipe.name} from there")
+            stage = replace(stage, init=before_folder(folder))
+        if first:
+            write_json(folder.manifest, manifest_of(stage, asked["data"]["hash"]))
         with started(
             stage.device, stage.precision, stage.processes, trains_all=stage.method.trains_all
         ) as fabric:
             stage = replace(stage, device=fabric.device)
-            plan = fabric.broadcast(_begin(stage, folder, asked) if first else None)
+            plan = fabric.broadcast(plan)
             assert plan is not None
             look = watch(folder, report, tensorboard=tensorboard)
             parts, architecture, parameters = learn(stage, plan, folder, fabric, look)
@@ -291,8 +314,9 @@ def _begin(stage: Stage, folder: RunFolder, asked: dict[str, Any]) -> Plan:
         folder=folder,
         structures=stage.segments,
     )
-    write_json(folder.manifest, manifest_of(stage, asked["data"]["hash"]))
-    for note in filter(None, (*stage.dataset.notes, stage.selection.note)):
+    for note in filter(
+        None, (*stage.dataset.notes, stage.selection.note, *said_beforehand(stage, plan, folder))
+    ):
         folder.say(note)
     return plan
 
@@ -309,6 +333,8 @@ def _finish(stage: Stage, folder: RunFolder, parameters: int) -> None:
         "steps": int(rows[-1]["step"]) if rows else 0,
         "seconds": rows[-1]["seconds"] if rows else 0.0,
     }
+    if stage.recipe.pretrain is not None:
+        manifest["pretrain_seconds"] = read_json(before_folder(folder) / "manifest.json")["seconds"]
     write_json(folder.manifest, manifest)
     folder.say(
         f"trained {manifest['steps']} steps in {manifest['seconds']:.0f} s; weights in {folder.weights}"
@@ -323,10 +349,6 @@ def learn(
     loaded = load_cases(cases, plan, folder=folder.path, device=stage.device, sharing=stage.processes.devices)
     count, world = len(stage.selection.labelled), stage.processes.world
     several = f" on each of {world} processes" if world > 1 else ""
-    folder.say(
-        f"{stage.describe()}, on {stage.device} ({stage.precision}), {plan.dims}D patches "
-        f"{' x '.join(map(str, plan.patch))}, batch {plan.batch}{several}"
-    )
 
     def snapshot(step: int, parts: Mapping[str, nn.Module]) -> None:
         if folder.writes:
@@ -340,18 +362,22 @@ def learn(
     method, architecture = build_method(
         stage.recipe, plan, stage.seed, start=None if stage.init is None else start
     )
+    source = sources(
+        stage.recipe,
+        plan,
+        labelled=loaded.cases[:count],
+        unlabelled=loaded.cases[count:],
+        device=stage.device,
+        seed=stage.seed,
+        processes=stage.processes,
+    )
+    folder.say(
+        f"{stage.describe()}, on {stage.device} ({stage.precision}), {eaten(method, source(0))}{several}"
+    )
     parts = fit(
         method,
-        sources(
-            stage.recipe,
-            plan,
-            labelled=loaded.cases[:count],
-            unlabelled=loaded.cases[count:],
-            device=stage.device,
-            seed=stage.seed,
-            processes=stage.processes,
-        ),
-        settings=stage.recipe.loop.in_steps(
+        source,
+        settings=stage.recipe.stages()[1].loop.in_steps(
             images=sum(case.image.shape[1] for case in loaded.cases) if plan.dims == 2 else len(loaded.cases),
             batch=getattr(stage.recipe.method, "batch", plan.batch) * world,
         ),

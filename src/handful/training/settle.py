@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from importlib import resources
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ from handful.errors import UsageError, nearest
 from handful.methods import load_method, method_names
 from handful.training.decisions import choose_cases, set_aside, without_labels
 from handful.training.processes import Processes, processes
-from handful.training.recipe import length_of, resolve
+from handful.training.recipe import length_of, resolve, shipped, shipped_names
 from handful.training.stage import Stage
 
 DEFAULT_STEPS = 1000
@@ -70,6 +70,9 @@ def settle(
             f"method '{resolved.name}' is one for handful {found}, not for handful {kind}; "
             f"there are {', '.join(_of_kind(kind))}."
         )
+    if init is not None:  # somebody else's start takes the place of the recipe's own
+        resolved = replace(resolved, pretrain=None)
+    resolved.stages()  # refuses a length that cannot be shared out
     dataset, parts, selection = choose_cases(
         data, labels=labels, draw=draw, test=test, splits=splits, seed=seed, patients=patients
     )
@@ -118,13 +121,11 @@ def find_recipe(recipe: Path) -> Path:
     """
     if recipe.exists():
         return recipe
-    folder = Path(str(resources.files("handful") / "recipes"))
-    names = sorted(file.stem for file in folder.glob("*.yaml"))
-    if recipe.name in names:
-        return folder / f"{recipe.name}.yaml"
+    if (file := shipped(recipe.name)) is not None:
+        return file
     raise UsageError(
         f"--recipe {recipe}: the file does not exist, and no recipe of handful is called so; "
-        f"{nearest(recipe.name, names)}"
+        f"{nearest(recipe.name, shipped_names())}"
     )
 
 

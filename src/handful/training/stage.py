@@ -104,4 +104,6 @@ class Stage:
             len(cases) for cases in (self.selection.labelled, self.selection.unlabelled, self.selection.test)
         )
         unused = "" if self.method.needs.unlabelled else " (which it does not use)"
-        return f"{self.recipe.name}: {labelled} labelled and {unlabelled} unlabelled cases{unused}, {test} held out"
+        first = f" after {self.recipe.pretrain.name}" if self.recipe.pretrain else ""
+        cases = f"{labelled} labelled and {unlabelled} unlabelled cases{unused}, {test} held out"
+        return f"{self.recipe.name}{first}: {cases}"

@@ -211,6 +211,21 @@ def sources(
     return source
 
 
+def eaten(method: Method, source: Source) -> str:
+    """Return for example ``2D patches 112 x 112, batch 16``: what the method draws, which need not be the plan's.
+
+    Args:
+        method: any.
+        source: of the first step. Methods of several stages may draw more or fewer later.
+    """
+    dims = len(source.patch)
+    images = [x for x in method.batch(source) if isinstance(x, Tensor) and x.ndim == dims + 2]
+    if not images:
+        return f"{dims}D"
+    sides = " x ".join(map(str, images[0].shape[2:]))
+    return f"{dims}D patches {sides}, batch {len(images[0])}"
+
+
 def checkup_of(stage: Stage, plan: Plan, labelled: Sequence[StoredCase]) -> Checkup:
     """Return what watches a pre-training; it probes the budget's labels where a budget was named."""
     few = labelled[:PROBED_CASES] if stage.probes else []
