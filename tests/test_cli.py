@@ -23,6 +23,7 @@ COMMANDS = (
     "predict",
     "evaluate",
     "report",
+    "suggest",
     "export",
     "methods",
     "download",

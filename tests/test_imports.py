@@ -32,6 +32,7 @@ PARTS: dict[str, set[str]] = {
     "methods": GROUND | {"losses", "networks", "data"},
     "inference": GROUND | {"data", "networks"},
     "report": GROUND | {"data", "metrics"},
+    "suggestion": GROUND | {"data", "networks", "inference", "metrics", "report"},
     "training": GROUND | {"losses", "networks", "data", "methods", "inference", "metrics", "report"},
 }
 # The one file of metrics that reads folders; what it computes with does not.

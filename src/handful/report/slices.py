@@ -4,7 +4,7 @@ import base64
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 from handful.errors import DataError
 from handful.report.evidence import Evidence, listing, mapping, number
 from handful.report.figures import CONFUSED, EXTRA, MISSED, error_map, overlay, png
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PLANES = ("sagittal", "coronal", "axial")
 LETTERS = ("APSI", "RLSI", "RLAP")
@@ -75,7 +72,7 @@ def show_case(
 
     where = _crop((reference > 0) | (prediction > 0), ras_mm, across)
     image, reference, prediction, errors = (
-        _upright(array[where], across) for array in (image, reference, prediction, errors)
+        upright(array[where], across) for array in (image, reference, prediction, errors)
     )
     in_plane = [axis for axis in range(3) if axis != across]
     pixel_mm = (float(ras_mm[in_plane[1]]), float(ras_mm[in_plane[0]]))
@@ -100,7 +97,7 @@ def show_case(
         }
         share = 100 * np.count_nonzero(errors[index]) / errors[index].size
         title = f"{PLANES[across].capitalize()} slice {index + 1} of {len(image)}: {why} ({share:.1f} % of it wrong)"
-        rows.append(Row(title, [Panel(name, _source(figure)) for name, figure in figures.items()]))
+        rows.append(Row(title, [Panel(name, data_uri(png(figure))) for name, figure in figures.items()]))
     return rows
 
 
@@ -110,6 +107,17 @@ def to_spacing(affine: NDArray[np.float64]) -> NDArray[np.float64]:
 
     order, _ = grid_order(affine, (0, 1, 2))
     return np.asarray(np.linalg.norm(affine[:3, :3], axis=0)[list(order)], np.float64)
+
+
+def upright(array: NDArray[Any], across: int) -> NDArray[Any]:
+    """Turn (R, A, S) to (slice, row, column) as ``LETTERS`` says: first row on top, the right side on the left."""
+    turned = np.moveaxis(array, across, 0).transpose(0, 2, 1)
+    return turned[:, ::-1, ::-1]
+
+
+def data_uri(png: bytes) -> str:
+    """Return a picture as text that a page can hold."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def _only(paths: Sequence[object], case: str, what: str) -> str:
@@ -165,13 +173,3 @@ def _crop(structure: NDArray[np.bool_], ras_mm: NDArray[np.float64], across: int
         else:
             box.append(slice(max(0, int(hit[0]) - margin), int(hit[-1]) + 1 + margin))
     return tuple(box)
-
-
-def _upright(array: NDArray[Any], across: int) -> NDArray[Any]:
-    """Turn (R, A, S) to (slice, row, column) as ``LETTERS`` says: first row on top, the right side on the left."""
-    turned = np.moveaxis(array, across, 0).transpose(0, 2, 1)
-    return turned[:, ::-1, ::-1]
-
-
-def _source(figure: "Figure") -> str:
-    return "data:image/png;base64," + base64.b64encode(png(figure)).decode("ascii")
