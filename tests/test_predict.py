@@ -411,8 +411,10 @@ def test_runs_that_cannot_predict_say_why(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not a run"):
         load_model(tmp_path / "other")
     (tmp_path / "other" / "recipe.yaml").touch()
-    with pytest.raises(RunError, match="is not finished"):
-        load_model(tmp_path / "other")
+    for kind in ("train", "pretrain"):
+        (tmp_path / "other" / "manifest.json").write_text(json.dumps({"kind": kind}))
+        with pytest.raises(RunError, match=f"is not finished.*'handful {kind}'"):
+            load_model(tmp_path / "other")
     newer = make_run(tmp_path / "newer", metadata={"format": 99, "version": "7.0"})
     with pytest.raises(RunError, match=r"has format 99, written by handful 7\.0.*Upgrade"):
         load_model(newer)

@@ -1,6 +1,7 @@
 """Laws of a run: resumed is uninterrupted, hidden labels are hidden, nothing is lost when something breaks."""
 
 import json
+import math
 import os
 import resource
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,10 +21,16 @@ from handful.artefacts import hash_of
 from handful.data.cases import Dataset
 from handful.data.phantom import make_phantom
 from handful.errors import DataError, RunError, UsageError
-from handful.training.loop import LoopSettings
+from handful.methods.contract import StepOutput
+from handful.methods.supervised import Settings, Supervised
+from handful.networks.build import build_network, unet_architecture
+from handful.training.fabric import make_fabric
+from handful.training.folder import RunFolder
+from handful.training.loop import LoopSettings, fit
 from handful.training.recipe import parse_duration, resolve
-from handful.training.run import train
+from handful.training.run import pretrain, train
 from handful.training.schedules import SCHEDULES, ema_decay
+from test_methods import phantom_source
 
 QUICK = ("loop.checkpoint_every_s=0", "loop.rows=10000")
 """A checkpoint and a row at every step, so that a kill can fall anywhere."""
@@ -191,6 +199,59 @@ def test_a_run_folder_holds_what_the_design_says(phantom_folder: Path, uninterru
 def test_a_loss_that_is_not_finite_stops_the_run_by_name(phantom_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"loss.* is not finite.*last checkpoint"):
         run(phantom_folder, tmp_path / "run", steps=30, set_=("loop.lr=1e30", "loop.schedule=constant"))
+
+
+def test_embeddings_that_are_not_finite_stop_the_run_and_keep_the_last_checkpoint(
+    phantom_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    settings = (
+        "loop.lr=1e30",
+        "loop.schedule=constant",
+        "loop.warm_up=0.1",
+        "method.batch=2",
+        "plan.dims=2",
+        *QUICK,
+    )
+    with pytest.raises(RunError, match=r"step \d+: (first|gradient_norm).*last checkpoint is from before"):
+        pretrain(
+            phantom_folder, out, method="simclr", steps=20, set_=settings, threads=1, quiet=True, device="cpu"
+        )
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in state["method"].values() if torch.is_tensor(value))
+    assert not (out / "weights.safetensors").exists()
+
+
+@pytest.mark.parametrize("length", [{"steps": 30}, {"max_time_s": 1.5}])
+def test_a_term_that_is_not_finite_between_two_rows_never_reaches_a_checkpoint(
+    length: dict[str, Any], tmp_path: Path
+) -> None:
+    class Failing(Supervised):
+        """The control, whose cross entropy is NaN from the fourth step on."""
+
+        steps = 0
+
+        def step(self, batch: Any, progress: float) -> StepOutput:
+            output = super().step(batch, progress)
+            self.steps += 1
+            bad = torch.tensor(math.nan if self.steps > 3 else 0.0)
+            return StepOutput(output.loss + bad, {**output.logs, "cross_entropy": bad})
+
+    torch.manual_seed(0)
+    architecture = unet_architecture(
+        dims=2, in_channels=1, classes=3, widths=(4, 6), strides=((2, 2),), kernels=((3, 3),) * 2, blocks=1,
+        kind="plain", norm="batch", deep_supervision=False,
+    )  # fmt: skip
+    with pytest.raises(RunError, match=r"loss, cross_entropy is not finite.*last checkpoint"):
+        fit(
+            Failing(build_network(architecture), Settings()),
+            lambda step: phantom_source(2, step=step),
+            settings=LoopSettings(**length, rows=1),
+            fabric=make_fabric(torch.device("cpu"), "32-true"),
+            folder=RunFolder(tmp_path, quiet=True),
+            seed=0,
+        )
+    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 def test_a_time_limit_ends_the_run(phantom_folder: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from handful.artefacts import hash_of_file
+from handful.artefacts import hash_of_file, read_json
 from handful.data.plan import Plan
 from handful.device import half_precision
 from handful.errors import DataError, RunError
@@ -120,7 +120,7 @@ def read_run(run: Path | str) -> tuple[Path, dict[str, dict[str, Tensor]], dict[
     if not file.is_file():
         if (run / "recipe.yaml").is_file():
             raise RunError(
-                f"{run} is not finished: it has no {WEIGHTS}. Repeat its 'handful train' command to go on."
+                f"{run} is not finished: it has no {WEIGHTS}. Repeat its 'handful {_kind(run)}' command to go on."
             )
         raise DataError(
             f"{run} is not a run: it has no {WEIGHTS}. Give the folder that 'handful train --out' wrote."
@@ -133,6 +133,12 @@ def read_run(run: Path | str) -> tuple[Path, dict[str, dict[str, Tensor]], dict[
             f"up to {FORMAT}. Upgrade with: pip install --upgrade handful"
         )
     return file, parts, metadata
+
+
+def _kind(run: Path) -> str:
+    """Return the command of an unfinished run; one stopped before its manifest was written says nothing of it."""
+    manifest = run / "manifest.json"
+    return str(read_json(manifest).get("kind", "train")) if manifest.is_file() else "train"
 
 
 def _strides(architecture: Mapping[str, Any], dims: int) -> tuple[int, ...] | None:

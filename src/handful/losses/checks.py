@@ -4,6 +4,10 @@ import torch
 from torch import Tensor
 
 
+class NotFinite(ValueError):
+    """NaN or infinite values where a loss begins: the network diverged, or an image was not finite."""
+
+
 def embeddings(name: str, z: Tensor, shape: str) -> Tensor:
     """Return ``z`` in float32 at least (float64 stays), after a look at it.
 
@@ -13,7 +17,8 @@ def embeddings(name: str, z: Tensor, shape: str) -> Tensor:
         shape: its axes in words, for example ``"N E"`` or ``"B E *S"``; ``*S`` stands for one axis or more.
 
     Raises:
-        ValueError: integers, another number of axes, NaN or infinite values.
+        NotFinite: NaN or infinite values.
+        ValueError: integers, another number of axes.
     """
     axes = shape.split()
     wanted = f"({', '.join(axes)})"
@@ -26,7 +31,7 @@ def embeddings(name: str, z: Tensor, shape: str) -> Tensor:
     if not torch.compiler.is_compiling() and not torch.isfinite(z.detach().sum()):
         bad = (~torch.isfinite(z)).nonzero()
         if len(bad):
-            raise ValueError(
+            raise NotFinite(
                 f"{name} {wanted} of shape {tuple(z.shape)} holds {len(bad)} NaN or infinite values, the first at "
                 f"{tuple(bad[0].tolist())}: the network diverged, or an input was not finite."
             )

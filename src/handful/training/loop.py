@@ -7,6 +7,7 @@ Several processes each take their rows of the batch; norms see the whole batch, 
 agree on the clock, so that they draw, log and stop at the same steps.
 """
 
+import math
 import signal
 import threading
 import time
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from handful.data.sampling import Source
 from handful.errors import RunError, UsageError
+from handful.losses.checks import NotFinite
 from handful.methods.contract import Method
 from handful.networks.synchronised import synchronise_norms
 from handful.networks.teacher import Teacher
@@ -214,7 +216,10 @@ def fit(
             wall, cpu = time.monotonic(), time.thread_time()
             optimiser.zero_grad(set_to_none=True)
             with fabric.autocast():  # fabric itself applies the precision to forward() only, not to step()
-                output = wrapped.step(_channels_last(batch, memory_format), fraction)
+                try:
+                    output = wrapped.step(_channels_last(batch, memory_format), fraction)
+                except NotFinite as error:
+                    raise _diverged(number + 1, str(error)) from error
             gradients: Mapping[str, Tensor] = {}
             if checkup is not None and due:
                 gradients = checkup.gradients(method, output)
@@ -255,6 +260,9 @@ def fit(
                 saved = now
     seconds = before + now - started
     if step != (int(state["step"]) if state else 0):
+        _finite(
+            step, window.means(fabric)
+        )  # of the steps since the last row: a checkpoint is never worse than it
         _save(folder, method, optimiser, averages, checkup, step, seconds)
     if stopped:
         folder.say(f"stopped after {step} steps: the probe has not improved for {settings.patience} probes")
@@ -346,13 +354,7 @@ class _Window:
 def _row(
     window: _Window, fabric: Fabric, step: int, steps: int | None, seconds: float, lr: float, passed: float
 ) -> dict[str, float]:
-    means = window.means(fabric)
-    bad = [name for name, value in means.items() if value != value or value in (float("inf"), float("-inf"))]
-    if bad:
-        raise RunError(
-            f"step {step}: {', '.join(bad)} is not finite. The run stopped; the last checkpoint is from before. Try a "
-            "smaller learning rate (--set loop.lr=...) or --precision 32."
-        )
+    means = _finite(step, window.means(fabric))
     count = window.counts.get("loss", 1)
     return {
         "step": step,
@@ -362,6 +364,21 @@ def _row(
         "lr": lr,
         "steps_per_s": count / max(passed, 1e-9),
     }
+
+
+def _finite(step: int, means: dict[str, float]) -> dict[str, float]:
+    """Return the means as they are, or raise ``RunError`` with the names of those that are no numbers."""
+    bad = [name for name, value in means.items() if not math.isfinite(value)]
+    if bad:
+        raise _diverged(step, f"{', '.join(bad)} is not finite.")
+    return means
+
+
+def _diverged(step: int, what: str) -> RunError:
+    return RunError(
+        f"step {step}: {what} The run stopped; the last checkpoint is from before. Try a smaller learning rate (--set "
+        "loop.lr=...) or --precision 32."
+    )
 
 
 def _save(
