@@ -20,11 +20,11 @@ def test_there_are_recipes_and_they_are_found_by_name() -> None:
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_a_recipe_resolves_and_says_where_its_values_are_from(file: Path) -> None:
-    recipe = resolve(None, file=file)
+    recipe = resolve(None, file=file, default_steps=10)
     assert recipe.name in method_names()
     assert file.stem.startswith(recipe.name) or recipe.name in file.read_text()
     assert load_method(recipe.name).METHOD.paper
-    again = resolve(None, file=file).as_dict()
+    again = resolve(None, file=file, default_steps=10).as_dict()
     assert again == recipe.as_dict()
     text = file.read_text()
     assert text.startswith("#"), "a recipe starts with what it repeats"
