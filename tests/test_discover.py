@@ -82,6 +82,25 @@ def test_images_that_are_not_listed_are_unlabelled_and_said(tmp_path: Path) -> N
     assert has_note(dataset, "have a label, which is not used")
 
 
+@pytest.mark.parametrize("layout", ["msd", "nnunet", "folders"])
+def test_a_label_drawn_for_an_unlabelled_image_counts_from_then_on(tmp_path: Path, layout: str) -> None:
+    root = msd(tmp_path) if layout == "msd" else nnunet(tmp_path / layout)
+    if layout == "folders":
+        (root / "dataset.json").unlink()
+    suffix = "" if layout == "msd" else "_0000"
+    for number in (7, 8):
+        save(root / "imagesUn" / f"u{number}{suffix}.nii.gz", image(number))
+    before = open_dataset(root)
+    assert names(before.unlabelled) == ["u7", "u8"]
+    drawn = save(root / "labelsTr" / "u7.nii.gz", label(7))
+    dataset = open_dataset(root)
+    assert names(dataset.unlabelled) == ["u8"]
+    assert names(dataset.labelled) == [*names(before.labelled), "u7"]
+    assert dataset.case("u7").label == drawn
+    assert has_note(dataset, "1 image(s) have a label in labelsTr/ and count as labelled")
+    assert not has_note(dataset, "this label has no image")
+
+
 def test_msd_test_cases(tmp_path: Path) -> None:
     root = msd(
         tmp_path,

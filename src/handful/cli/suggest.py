@@ -96,8 +96,8 @@ def suggest(
 
 def _print(found: "Suggestion") -> None:
     say(found.why)
-    whose = f"{found.candidates} cases of {found.candidate_patients} patients to choose from"
-    say(f"{whose}, {len(found.labelled)} labelled, {len(found.test)} held out and not looked at\n")
+    whose = f"{found.candidates} cases of {found.patients} patients to choose from"
+    say(f"{whose}, {len(found.labelled)} labelled, {found.held_out} held out and not looked at\n")
     table(
         ("rank", "case", "patient", "from the nearest label", "why"),
         [
@@ -119,12 +119,13 @@ def _print(found: "Suggestion") -> None:
 def _print_next(found: "Suggestion", data: Path, out: Path, runs: list[Path], patients: str | None) -> None:
     say(f"\n{out / 'worklist.csv'} lists them, {out / 'worklist.html'} shows them.")
     words: list[object] = ["handful", "train", data]
-    if found.hindsight:
-        words += ["--labels", f"@{out / 'labels.txt'}"]
-    else:
-        say(f"Draw their masks where the column 'mask' says, for example {found.items[0].mask}.")
+    if found.to_draw:
+        example = next(item.mask for item in found.items if item.case == found.to_draw[0])
+        say(f"Draw their masks where the column 'mask' says, for example {example}.")
         if found.how_to_add:
             say(found.how_to_add)
+    if found.budget:
+        words += ["--labels", f"@{out / 'labels.txt'}"]
     if found.test:
         words += ["--test", f"@{out / 'test.txt'}"]
     if patients:

@@ -53,6 +53,16 @@ def find_in_folder(root: Path, problems: Problems) -> Found:
     else:
         entries = [Entry(name, files, pairs.labels.get(name)) for name, files in pairs.images.items()]
         orphans = {p for stem, p in pairs.labels.items() if stem not in pairs.images}
+    unlabelled = _Folder(root / "imagesUn", None, n_channels or pairs.n_channels, ending, problems)
+    added = {
+        name: pairs.labels[name] for name in unlabelled.images if pairs.labels.get(name) in orphans
+    }  # drawn since: the image need not move for its label to count
+    orphans -= set(added.values())
+    if added:
+        problems.note(
+            root / "imagesUn",
+            f"{len(added)} image(s) have a label in {labels.name}/ and count as labelled (first: {min(added)}).",
+        )
     for orphan in sorted(orphans):
         nothing_fits = len(orphans) == len(pairs.labels) and not any(e.label for e in entries)
         report = problems.fatal if nothing_fits else problems.warning
@@ -64,8 +74,7 @@ def find_in_folder(root: Path, problems: Problems) -> Found:
     if declared:
         _judge_count(manifest, declared, sum(e.label is not None for e in entries), len(entries), problems)
 
-    unlabelled = _Folder(root / "imagesUn", None, n_channels or pairs.n_channels, ending, problems)
-    entries += [Entry(name, files) for name, files in unlabelled.images.items()]
+    entries += [Entry(name, files, added.get(name)) for name, files in unlabelled.images.items()]
     entries += _held_out(root, declared, n_channels or pairs.n_channels, ending, problems)
     channels = (
         declared.channels if declared else unnamed_channels(max((len(e.images) for e in entries), default=1))

@@ -151,7 +151,7 @@ def overlay(
     size = _pixels(image.shape, pixel_mm)
     low, high = window
     grey: NDArray[np.float64] = np.clip((image - low) / max(high - low, 1e-12), 0, 1)
-    rgb = np.repeat(_smooth(grey, size)[..., None], 3, axis=2)
+    rgb = np.repeat(np.minimum(_smooth(grey, size), 1)[..., None], 3, axis=2)  # 1 + rounding is no colour
     if label is not None:
         large = _blocks(label, size)
         for value, colour in enumerate(colours, start=1):

@@ -1,6 +1,5 @@
 """Slices of one case for the page: image, reference, prediction and error, where error or structure is largest."""
 
-import base64
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,8 @@ from numpy.typing import NDArray
 
 from handful.errors import DataError
 from handful.report.evidence import Evidence, listing, mapping, number
-from handful.report.figures import CONFUSED, EXTRA, MISSED, error_map, overlay, png
+from handful.report.figures import CONFUSED, EXTRA, MISSED, error_map, overlay
+from handful.report.render import source
 
 PLANES = ("sagittal", "coronal", "axial")
 LETTERS = ("APSI", "RLSI", "RLAP")
@@ -97,7 +97,7 @@ def show_case(
         }
         share = 100 * np.count_nonzero(errors[index]) / errors[index].size
         title = f"{PLANES[across].capitalize()} slice {index + 1} of {len(image)}: {why} ({share:.1f} % of it wrong)"
-        rows.append(Row(title, [Panel(name, data_uri(png(figure))) for name, figure in figures.items()]))
+        rows.append(Row(title, [Panel(name, source(figure, dpi=100)) for name, figure in figures.items()]))
     return rows
 
 
@@ -113,11 +113,6 @@ def upright(array: NDArray[Any], across: int) -> NDArray[Any]:
     """Turn (R, A, S) to (slice, row, column) as ``LETTERS`` says: first row on top, the right side on the left."""
     turned = np.moveaxis(array, across, 0).transpose(0, 2, 1)
     return turned[:, ::-1, ::-1]
-
-
-def data_uri(png: bytes) -> str:
-    """Return a picture as text that a page can hold."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def _only(paths: Sequence[object], case: str, what: str) -> str:

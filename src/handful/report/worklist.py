@@ -1,9 +1,8 @@
 """One self-contained HTML page of images to look at before labelling: three slices of each, and why it is there."""
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,11 +10,9 @@ import handful
 from handful.artefacts import write_text
 from handful.data.io import load
 from handful.data.resampling import to_grid
-from handful.report.figures import overlay, png
-from handful.report.slices import LETTERS, PLANES, Panel, data_uri, to_spacing, upright
-
-if TYPE_CHECKING:
-    from jinja2 import Template
+from handful.report.figures import overlay
+from handful.report.render import render, source
+from handful.report.slices import LETTERS, PLANES, Panel, to_spacing, upright
 
 DPI = 50
 """Half the resolution of a report's slices: enough to recognise a case."""
@@ -36,13 +33,15 @@ def write_page(path: Path, *, title: str, sentences: Sequence[str], entries: Seq
     Raises:
         DataError: an image cannot be read.
     """
-    text = _template().render(
-        version=handful.__version__,
-        title=title,
-        sentences=[sentence for sentence in sentences if sentence],
-        entries=[(entry, thumbnails(entry.image)) for entry in entries],
-    )
-    write_text(path, text)
+    content = {
+        "version": handful.__version__,
+        "title": title,
+        "warnings": [],
+        "problems": [],
+        "sentences": [sentence for sentence in sentences if sentence],
+        "entries": [(entry, thumbnails(entry.image)) for entry in entries],
+    }
+    write_text(path, render("worklist.html.j2", content))
 
 
 def thumbnails(image: Path) -> list[Panel]:
@@ -63,19 +62,5 @@ def thumbnails(image: Path) -> list[Panel]:
             colours=(),
             letters=LETTERS[across],
         )
-        panels.append(Panel(plane, data_uri(png(figure, dpi=DPI))))
+        panels.append(Panel(plane, source(figure, dpi=DPI)))
     return panels
-
-
-@cache
-def _template() -> "Template":
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("handful.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("worklist.html.j2")

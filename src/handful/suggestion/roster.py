@@ -20,7 +20,8 @@ class Roster:
         dataset: all cases.
         labelled: their labels count as known.
         candidates: the cases to choose from; their labels, if files have any, are hidden (``label`` is None).
-        test: names of the labelled cases that are held out.
+        test: names of the labelled cases that are held out, but for the data set's own test cases.
+        held_out: how many labelled cases are held out, those included.
         hidden: names of candidates that have a label file outside the budget: a choice made in hindsight.
     """
 
@@ -28,6 +29,7 @@ class Roster:
     labelled: tuple[Case, ...]
     candidates: tuple[Case, ...]
     test: tuple[str, ...]
+    held_out: int
     hidden: frozenset[str]
 
     @property
@@ -85,7 +87,8 @@ def make_roster(
         dataset=dataset,
         labelled=labelled,
         candidates=candidates,
-        test=parts.test,
+        test=tuple(name for name in parts.test if not dataset.case(name).held_out),
+        held_out=len(parts.test),
         hidden=frozenset(
             case.name for case in dataset.cases if case.label is not None and case.name in unknown
         ),

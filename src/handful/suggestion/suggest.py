@@ -35,10 +35,14 @@ class Suggestion:
         items: the cases, most wanted first.
         coverage: what labelling them would cover, beside random draws.
         labelled: names of the cases whose labels are known.
-        test: names of the labelled cases that are held out; none of them was looked at.
-        candidates: how many cases there were to choose from, and ``candidate_patients`` their patients.
-        hindsight: whether suggested cases have a label file already, outside the budget.
-        how_to_add: what a new label needs beyond its file, "" for nothing.
+        budget: what ``labelled`` came from, if a budget was given: then a training needs ``labels_after`` by name.
+        test: names of the cases held out beyond the data set's own test cases; a training must hold them out by name,
+            because new labels change whom ``40`` would draw.
+        held_out: how many labelled cases are held out in all; none of them was looked at.
+        candidates: how many cases there were to choose from.
+        patients: how many patients they are of.
+        to_draw: names of the suggested cases without a label file (outside a budget, others may have one).
+        how_to_add: what new labels need beyond their files, "" for nothing.
     """
 
     mode: Mode
@@ -46,11 +50,13 @@ class Suggestion:
     items: tuple[Item, ...]
     coverage: Coverage
     labelled: tuple[str, ...]
+    budget: str | None
     test: tuple[str, ...]
+    held_out: int
     candidates: int
-    candidate_patients: int
-    hindsight: bool
-    how_to_add: str = ""
+    patients: int
+    to_draw: tuple[str, ...]
+    how_to_add: str
 
     @property
     def labels_after(self) -> tuple[str, ...]:
@@ -170,6 +176,8 @@ def suggest(
     picks = _cold(points, known, cases, count, seed, rule) if doubt is None else _warm(
         points, known, cases, count, seed, doubt, structures
     )  # fmt: skip
+    chosen = [cases[pick.index] for pick in picks]
+    to_draw = [case for case in chosen if case.name not in roster.hidden]
     suggestion = Suggestion(
         mode="cold" if doubt is None else "warm",
         why=why,
@@ -183,11 +191,13 @@ def suggest(
             seed=seed,
         ),
         labelled=tuple(case.name for case in roster.labelled),
+        budget=labels,
         test=roster.test,
+        held_out=roster.held_out,
         candidates=len(roster.candidates),
-        candidate_patients=len(roster.patients),
-        hindsight=any(cases[pick.index].name in roster.hidden for pick in picks),
-        how_to_add=how_to_add(roster.dataset),
+        patients=len(roster.patients),
+        to_draw=tuple(case.name for case in to_draw),
+        how_to_add=how_to_add(roster.dataset, to_draw) if to_draw else "",
     )
     if out is not None:
         save(suggestion, Path(out), overwrite=overwrite)

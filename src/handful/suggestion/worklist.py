@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from handful.artefacts import write_text
+from handful.artefacts import read_json, write_text
 from handful.data.cases import Case, Dataset
 from handful.data.io import NIFTI, suffix_of
 from handful.data.problems import ProblemError
@@ -62,12 +62,15 @@ def mask_of(dataset: Dataset, case: Case) -> Path:
     return dataset.root / folders.get(case.images[0].parent.name, "labelsTr") / name
 
 
-def how_to_add(dataset: Dataset) -> str:
-    """Say what makes a new label count in this layout, beyond its file."""
+def how_to_add(dataset: Dataset, cases: Sequence[Case]) -> str:
+    """Say what makes new labels of these cases count, beyond their files; "" for nothing."""
     if dataset.layout == "csv":
-        return "Write its path into the column 'label' of the manifest."
-    if dataset.layout == "msd":
-        return "Where dataset.json lists the training cases, add the pair to its list 'training'."
+        return "Write the path of each into the column 'label' of the manifest."
+    manifest = dataset.root / "dataset.json"
+    declared = read_json(manifest) if manifest.is_file() else {}
+    listed = [key for key in ("training", "dataset") if declared.get(key)]
+    if listed and any(case.images[0].parent.name != "imagesUn" for case in cases):
+        return f"Add image and label of each to '{listed[0]}' in {manifest}, which lists the labelled cases."
     return ""
 
 
