@@ -16,14 +16,8 @@ if TYPE_CHECKING:
 LABELS = "4"
 """Labelled cases the demo trains on; few, as the name of the package says."""
 
-METHOD = "pcl"
-"""The pre-training beside the control: cheap, and it needs no label."""
-
 STEPS = 300
 """Enough for every structure of the phantom to appear, in minutes on two cores."""
-
-PRETRAIN_STEPS = 150
-"""Of the pre-training; each costs less than one of the training."""
 
 
 def demo(
@@ -38,21 +32,25 @@ def demo(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a data set, train on four labels without and with pre-training, and compare them on held-out cases.
+    """Make a data set, train on four labels alone and with the other images too, and compare on held-out cases.
 
     Every step says which command does the same on your own folder. Run again, it goes on where it stopped.
     """
     from handful.data.phantom import make_phantom
 
-    data, start = out / "data", out / "start"
-    arms = {"labels only": out / "run", f"after {METHOD}": out / "run-pretrained"}
+    data = out / "data"
+    arms = {"supervised": out / "run", "auto": out / "run-auto"}
+    why = {
+        "supervised": "and nothing else: the control",
+        "auto": "and on all images: pre-training, then both together",
+    }
     number = 0
 
     def step(what: str, command: str) -> None:
         nonlocal number
         number += 1
         if not quiet:
-            note(f"\n[{number}/{2 + 4 * len(arms)}] {what}\n      {command}")
+            note(f"\n[{number}/{1 + 4 * len(arms)}] {what}\n      {command}")
 
     step(f"A data set of drawn torsos, some labelled, some not: {data}", f"handful check {data}")
     make_phantom(data, seed=seed)
@@ -60,29 +58,19 @@ def demo(
     from handful.inference.predict import predict
     from handful.metrics.evaluate import evaluate
     from handful.report.page import write_report
-    from handful.training.run import pretrain, train
+    from handful.training.run import train
 
     common: dict[str, Any] = {
         "seed": seed, "device": device, "threads": threads, "overwrite": overwrite, "quiet": quiet,
     }  # fmt: skip
     summaries, pages = [], []
-    for name, run in arms.items():
-        init = None
-        if run.name == "run-pretrained":
-            init, pretrain_steps = start, min(PRETRAIN_STEPS, steps)
-            step(
-                "Learning from all images that may train, without a label",
-                f"handful pretrain {data} --method {METHOD} --steps {pretrain_steps} --out {start}",
-            )
-            with training_progress(quiet=quiet) as watch:
-                pretrain(data, start, method=METHOD, steps=pretrain_steps, report=watch, **common)
+    for method, run in arms.items():
         step(
-            f"Training on {LABELS} labelled cases, {name}",
-            f"handful train {data} --labels {LABELS} --steps {steps} --out {run}"
-            + (f" --init {init}" if init else ""),
+            f"Training on {LABELS} labelled cases {why[method]}",
+            f"handful train {data} --labels {LABELS} --method {method} --steps {steps} --out {run}",
         )
         with training_progress(quiet=quiet) as watch:
-            train(data, run, labels=LABELS, steps=steps, init=init, report=watch, **common)
+            train(data, run, labels=LABELS, method=method, steps=steps, report=watch, **common)
         predictions = run / "predictions"
         step("Predicting the held-out cases", f"handful predict {run} {data} --held-out --out {predictions}")
         with progress(unit="cases", quiet=quiet) as report:
