@@ -9,15 +9,20 @@ import torch
 from torch import Tensor
 
 from handful.losses import checks
+from handful.losses.processes import gathered
 
 
-def squared_consistency(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+def squared_consistency(
+    student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, processes: bool = False
+) -> Tensor:
     """Return the mean over pixels (in ``mask``) and classes of (softmax(student) - softmax(teacher))^2.
 
     Args:
         student: (B, K, *S) logits.
         teacher: (B, K, *S) logits, detached inside.
         mask: (B, *S) bool or weights; None counts every pixel, an empty mask gives 0.
+        processes: whether the mean is over the masks of all processes, which must then all call it together: each
+            returns its own sum over the mean size of the masks, so that the mean over processes is the whole's.
 
     Raises:
         ValueError: shapes that do not fit, integers as logits, NaN.
@@ -26,7 +31,7 @@ def squared_consistency(student: Tensor, teacher: Tensor, mask: Tensor | None = 
         Tarvainen and Valpola, 2017, Mean Teacher. https://arxiv.org/abs/1703.01780
     """
     student, teacher = _checked(student, teacher)
-    return _mean((student.softmax(1) - teacher.softmax(1)).square().mean(1), mask)
+    return _mean((student.softmax(1) - teacher.softmax(1)).square().mean(1), mask, processes=processes)
 
 
 def divergence_consistency(
@@ -87,11 +92,13 @@ def _checked(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return student, teacher
 
 
-def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+def _mean(values: Tensor, mask: Tensor | None, *, processes: bool = False) -> Tensor:
     """Average (B, *S) values where the mask says."""
     if mask is None:
         return values.mean() if values.numel() else checks.nothing(values)
     checks.same_shape(mask=mask, pixels=values)
     weight = mask.to(values.dtype)
     total = weight.sum()
+    if processes:
+        total = gathered(total[None]).mean()
     return (values * weight).sum() / torch.where(total > 0, total, 1.0)

@@ -34,6 +34,24 @@ def gathered(rows: Tensor) -> Tensor:
     return result
 
 
+def own_first(rows: Tensor) -> Tensor:
+    """Return ``gathered(rows)`` beginning with this process's own, those of the other processes after them."""
+    every = gathered(rows)
+    return every if every is rows else every.roll(-dist.get_rank() * len(rows), 0)
+
+
+@torch.no_grad()
+def gathered_unequal(rows: Tensor) -> Tensor:
+    """Return the rows of all processes, of which each may bring another number; without gradients."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return rows
+    counts = gathered(torch.tensor([len(rows)], device=rows.device)).tolist()
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = gathered(padded).chunk(len(counts)) if max(counts) else ()
+    return torch.cat([part[:count] for part, count in zip(parts, counts)]) if parts else rows
+
+
 class _Gathered(torch.autograd.Function):
     """Concatenate; backward is the own part of the (everywhere equal) gradient, times the number of processes."""
 

@@ -29,6 +29,7 @@ def dice_ce(
     squared: bool = False,
     smooth: float = 1e-5,
     batch: bool = True,
+    processes: bool = False,
 ) -> Tensor:
     """Return the weighted sum of ``soft_dice_loss`` and ``cross_entropy``, the plain mean.
 
@@ -38,8 +39,9 @@ def dice_ce(
         Isensee et al., 2021, nnU-Net. https://doi.org/10.1038/s41592-020-01008-z
     """
     dice, entropy = dice_and_cross_entropy(
-        logits, label, include_background=include_background, squared=squared, smooth=smooth, batch=batch
-    )
+        logits, label, include_background=include_background, squared=squared, smooth=smooth, batch=batch,
+        processes=processes,
+    )  # fmt: skip
     total: Tensor = dice_weight * dice + cross_entropy_weight * entropy
     return total
 

@@ -163,7 +163,7 @@ class CPS(Method):
         settings = self.settings
         both = partial(
             dice_and_cross_entropy, balance=settings.balance, squared=settings.squared_dice,
-            include_background=settings.dice_background,
+            include_background=settings.dice_background, processes=True,
         )  # fmt: skip
         return deep_supervision(levels, label, both)
 

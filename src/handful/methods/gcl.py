@@ -29,6 +29,7 @@ from handful.losses.global_local import (
     regions,
 )
 from handful.losses.mixcl import overlapping
+from handful.losses.processes import gathered
 from handful.methods.contract import Method, Needs, StepOutput, Watched
 from handful.networks.heads import PixelHead, VectorHead
 from handful.networks.levels import decode, level_strides, train_up_to
@@ -97,9 +98,9 @@ class GlobalBatch(NamedTuple):
 
     Attributes:
         views: (V N, C, *S), all first views, then all second ones.
-        partition: (N,) int64.
-        partner: (N,) index of the image of the same partition in another volume; None where pairs are not used.
-        related: (N, N) bool, which images show the same tissue.
+        partition: (M,) int64 of the images of all processes, and so the next two.
+        partner: (M,) index of the image of the same partition in another volume; None where pairs are not used.
+        related: (M, M) bool, which images show the same tissue.
     """
 
     views: Tensor
@@ -185,19 +186,20 @@ class GCL(Method):
         if settings.form == "original":  # the slice itself is a view too
             plain = source.view(crops, geometry=_unmoved(crops), intensity=False)
             views.insert(0, plain.image)
-        device = crops.image.device
-        partition = torch.arange(settings.partitions).repeat(settings.volumes)
-        partner = partners(crops.case[:: settings.partitions], settings.partitions) if paired else None
+        device, places = crops.image.device, crops.everywhere
+        assert places is not None
+        partition = torch.arange(settings.partitions).repeat(len(places.case) // settings.partitions)
+        partner = partners(places.case[:: settings.partitions], settings.partitions) if paired else None
         return GlobalBatch(
             torch.cat(views),
             partition.to(device),
             partner if partner is None else partner.to(device),
-            overlapping(crops.case, crops.low, crops.high).to(device),
+            overlapping(places.case, places.low, places.high).to(device),
         )
 
     def _global_step(self, batch: GlobalBatch) -> StepOutput:
         z = self.head(self.encoder(batch.views)[-1]).float()
-        z = torch.stack(z.split(len(batch.partition)), dim=1)
+        z = gathered(torch.stack(z.split(self.settings.volumes * self.settings.partitions), dim=1))
         temperature = self.settings.temperature
         if self.settings.form == "pcl":
             loss = partition_contrast(z, batch.partition, temperature=temperature, related=batch.related)

@@ -160,7 +160,7 @@ class ICT(Method):
         levels, predicted = deep_logits_of_both(self.network, image, mixtures, joint=settings.joint_norm)
         both = partial(
             dice_and_cross_entropy, balance=settings.balance, squared=settings.squared_dice,
-            include_background=settings.dice_background,
+            include_background=settings.dice_background, processes=True,
         )  # fmt: skip
         if batch.partner is None:
             dice, entropy = deep_supervision(levels, batch.label, both)

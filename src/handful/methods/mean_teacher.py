@@ -124,7 +124,7 @@ class MeanTeacher(Method):
         )
         both = partial(
             dice_and_cross_entropy, balance=settings.balance, squared=settings.squared_dice,
-            include_background=settings.dice_background,
+            include_background=settings.dice_background, processes=True,
         )  # fmt: skip
         dice, entropy = deep_supervision(levels, batch.label, both)
         terms = {

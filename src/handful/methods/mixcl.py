@@ -37,6 +37,7 @@ from handful.losses.mixcl import (
     soft_labels,
 )
 from handful.losses.mixing import box_mask, mixing_weight, mixup, paste, random_partner
+from handful.losses.processes import gathered, own_first
 from handful.losses.reconstruction import reconstruction_error
 from handful.losses.segmentation import downsampled
 from handful.methods.contract import Method, Needs, StepOutput, Watched
@@ -300,14 +301,15 @@ class MixCL(Method):
         """Compare each view, and each mixture, with the unmixed patches of the other view."""
         keys = apart(z, batch)[0] if self.teacher is None else self.teacher(batch.image)
         if self.memory is not None:
-            self.keys = (keys, batch.box.repeat(2, 1))
+            self.keys = (gathered(keys), gathered(batch.box.repeat(2, 1)))
         first, second = keys.chunk(2)
         queries = z if self.predictor is None else self.predictor(z).float()
         plain, mixtures = apart(queries, batch)
         if self.settings.identity == "nt_xent":
+            places = gathered(batch.box)
             loss = identity_contrast(
-                first, second, temperature=self.settings.identity_temperature,
-                related=overlap(batch.box, batch.box),
+                gathered(first), gathered(second), temperature=self.settings.identity_temperature,
+                related=overlap(places, places),
             )  # fmt: skip
         else:
             one, two = plain.chunk(2)
@@ -323,7 +325,7 @@ class MixCL(Method):
             return (
                 byol_distance(query, key) if self.settings.identity == "byol" else negative_cosine(query, key)
             )
-        negatives, boxes = self.memory.with_batch(key, batch.box)
+        negatives, boxes = self.memory.with_batch(gathered(key), gathered(batch.box))
         related = overlap(batch.box, boxes)  # a patch's own key in the batch among them
         return queue_info_nce(
             query, key, negatives, temperature=self.settings.identity_temperature, related=related
@@ -334,7 +336,9 @@ class MixCL(Method):
         if self.predictor is not None:
             own = self._agreement(query, key, batch)
             return batch.weight * own + (1 - batch.weight) * self._agreement(query, key[batch.partner], batch)
-        keys, boxes = (key, batch.box) if self.memory is None else self.memory.with_batch(key, batch.box)
+        keys, boxes = own_first(key), own_first(batch.box)
+        if self.memory is not None:
+            keys, boxes = self.memory.with_batch(keys, boxes)
         return mixed_identity(
             query, keys, batch.partner, weight=batch.weight, temperature=self.settings.identity_temperature,
             related=overlap(batch.box, boxes),

@@ -107,7 +107,7 @@ class Mixup(Method):
         (levels,) = deep_logits(self.network, mixup(batch.image, batch.share, batch.partner))
         both = partial(
             dice_and_cross_entropy, balance=settings.balance, squared=settings.squared_dice,
-            include_background=settings.dice_background, smooth=settings.dice_smooth,
+            include_background=settings.dice_background, smooth=settings.dice_smooth, processes=True,
         )  # fmt: skip
         dice, entropy = mixed_supervision(levels, batch.label, batch.partner, share=batch.share, loss=both)
         terms = {

@@ -117,19 +117,20 @@ class MoCo(Method):
     def step(self, batch: Any, progress: float) -> StepOutput:
         """Contrast the queries of the first views with the keys of the second."""
         query, key = self.student(batch.first), self.teacher(batch.second)
+        keys, places = gathered(key), gathered(batch.box)
         negatives, boxes = (
-            self.memory.with_batch(key, batch.box) if self.settings.batch_negatives else self.memory.valid
+            self.memory.with_batch(keys, places) if self.settings.batch_negatives else self.memory.valid
         )
         related = overlap(batch.box, boxes)  # an image's own key in the batch among them
         loss = queue_info_nce(query, key, negatives, temperature=self.settings.temperature, related=related)
-        self.keys = (key, batch.box)
+        self.keys = (keys, places)
         watched = Watched(torch.stack([query.detach(), key], dim=1))
         return StepOutput(loss, {"contrast": loss.detach()}, watched=watched)
 
     def after_step(self, progress: float) -> None:
         """Put the keys of this step into the queue and move the teacher."""
         if self.keys is not None:
-            self.memory.enqueue(*map(gathered, self.keys))
+            self.memory.enqueue(*self.keys)
         self.teacher.update(self.student, self.settings.decay)
 
     def exports(self) -> Mapping[str, nn.Module]:

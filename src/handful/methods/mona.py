@@ -48,6 +48,7 @@ from handful.losses.embeddings import unit
 from handful.losses.equivariance import anatomy, warp_consistency
 from handful.losses.mixing import half_box_mask, next_partner, paste
 from handful.losses.neighbours import nearest_neighbours, pooled
+from handful.losses.processes import gathered, gathered_unequal
 from handful.losses.pseudo_label import pseudo_label_cross_entropy
 from handful.losses.sampling import Sampler, antithetic, stratified, uniform
 from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy, downsampled
@@ -395,10 +396,10 @@ class MONA(Method):
         self.teacher.update(self.student, warmed_up(self.settings.decay, self.updates))
         self.updates += 1
         if self.neighbours is not None and self.fresh_maps is not None:
-            self.neighbours.enqueue(self.fresh_maps)
+            self.neighbours.enqueue(gathered(self.fresh_maps))
         if self.banks is not None and self.fresh_keys is not None:
             for label, rows in enumerate(self.fresh_keys):
-                self.banks[label].enqueue(rows)
+                self.banks[label].enqueue(gathered_unequal(rows))
         self.fresh_maps = self.fresh_keys = None
 
     def exports(self) -> Mapping[str, nn.Module]:
@@ -425,7 +426,7 @@ class MONA(Method):
         settings = self.settings
         both = partial(
             dice_and_cross_entropy, balance=settings.balance, squared=settings.squared_dice,
-            include_background=settings.dice_background,
+            include_background=settings.dice_background, processes=True,
         )  # fmt: skip
         dice, entropy = deep_supervision(levels, label, both)
         terms = {

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from handful.data.sampling import Source
 from handful.errors import DataError, UsageError
+from handful.losses.processes import gathered
 from handful.losses.relational import relation, window_relation, windows
 from handful.losses.segmentation import dice_ce
 from handful.methods.contract import Method, Needs, StepOutput, Watched
@@ -210,10 +211,10 @@ class MONAPretrain(Method):
         target_windows = self.cut(target.cells)
         if self.bank is not None:
             references, reference_windows = self.bank.valid, self.window_bank.valid
-            self.fresh = (target.embedding, target_windows)
+            self.fresh = (gathered(target.embedding), gathered(target_windows))
         else:
             mined = self.teacher(batch.mined)
-            references, reference_windows = mined.embedding, self.cut(mined.cells)
+            references, reference_windows = gathered(mined.embedding), gathered(self.cut(mined.cells))
         temperatures = {
             "student_temperature": settings.student_temperature,
             "teacher_temperature": settings.teacher_temperature,
@@ -228,7 +229,9 @@ class MONAPretrain(Method):
         }
         if batch.label is not None:
             # every class and squared probabilities, as SSL4MIS
-            supervised = dice_ce(own.logits, batch.label, include_background=True, squared=True)
+            supervised = dice_ce(
+                own.logits, batch.label, include_background=True, squared=True, processes=True
+            )
             terms["supervised"] = settings.supervised_weight * supervised
         loss = torch.stack(list(terms.values())).sum()
         watched = Watched(torch.stack([embedding.detach(), target.embedding], dim=1))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from handful.data.sampling import Source
 from handful.errors import DataError, UsageError
 from handful.losses.identity import queue_info_nce
+from handful.losses.processes import gathered
 from handful.methods.contract import Method, Needs, StepOutput, Watched
 from handful.networks.embedder import Embedder
 from handful.networks.heads import NormedHead
@@ -126,15 +127,14 @@ class PIRL(Method):
         joined = self.join(pieces.reshape(len(z), -1)).float()
         with torch.no_grad():  # after the passes with a gradient: autocast keeps the weights it cast
             target = self.embed(batch.other)
-        negatives, boxes = (
-            (target, batch.box) if self.memory is None else self.memory.with_batch(target, batch.box)
-        )
+        keys, places = gathered(target), gathered(batch.box)
+        negatives, boxes = (keys, places) if self.memory is None else self.memory.with_batch(keys, places)
         related = overlap(batch.box, boxes)
         temperature, weight = self.settings.temperature, self.settings.weight
         jigsaw = queue_info_nce(joined, target, negatives, temperature=temperature, related=related)
         image = queue_info_nce(z, target, negatives, temperature=temperature, related=related)
         terms = {"jigsaw": weight * jigsaw, "image": (1 - weight) * image}
-        self.seen = (target, batch.box)
+        self.seen = (keys, places)
         return StepOutput(
             terms["jigsaw"] + terms["image"],
             {"jigsaw": jigsaw.detach(), "image": image.detach()},

@@ -124,7 +124,7 @@ class SelfTraining(Method):
     def step(self, batch: Any, progress: float) -> StepOutput:
         """Dice and cross entropy against labels, and against the teacher's where it is sure."""
         settings = self.settings
-        both = partial(dice_and_cross_entropy, balance=settings.balance)
+        both = partial(dice_and_cross_entropy, balance=settings.balance, processes=True)
         images = [batch.image]
         if batch.weak is not None:
             images.append(batch.weak if batch.strong is None else batch.strong)

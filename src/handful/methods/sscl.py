@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from handful.data.augment.geometry import identity_geometry
 from handful.data.sampling import Source
 from handful.errors import DataError, UsageError
+from handful.losses.gathered import pixel_contrast_across_processes
 from handful.losses.mixcl import identity_contrast, overlapping
 from handful.losses.pixel import pixel_contrast
+from handful.losses.processes import gathered
 from handful.losses.segmentation import downsampled
 from handful.methods.contract import Method, Needs, StepOutput, Watched
 from handful.networks.heads import PixelHead, VectorHead
@@ -85,7 +87,7 @@ class Settings:
 
 
 class GlobalBatch(NamedTuple):
-    """Two views (B, C, *S) of each image, and which images overlap (B, B)."""
+    """Two views (B, C, *S) of each image, and which of the N images of all processes overlap, (N, N) bool."""
 
     first: Tensor
     second: Tensor
@@ -139,7 +141,9 @@ class SSCL(Method):
                 source = source.smaller(settings.patch_share, multiple=self.stride)
             crops = source.draw_any(settings.batch)
             first, second = source.view(crops, stream=0), source.view(crops, stream=1)
-            related = overlapping(crops.case, crops.low, crops.high)
+            places = crops.everywhere
+            assert places is not None
+            related = overlapping(places.case, places.low, places.high)
             if source.step == 0 and related.all():
                 raise DataError(
                     "the global stage of SSCL tells images apart, and all patches show the same place of one volume. "
@@ -158,7 +162,7 @@ class SSCL(Method):
         views = torch.cat([batch.first, batch.second])
         features = self.encoder(views)
         if isinstance(batch, GlobalBatch):
-            first, second = self.head(features[-1]).float().chunk(2)
+            first, second = (gathered(view) for view in self.head(features[-1]).float().chunk(2))
             loss = identity_contrast(
                 first, second, temperature=self.settings.temperature, related=batch.related
             )
@@ -169,13 +173,12 @@ class SSCL(Method):
         if label is not None:
             label = downsampled(label, z.shape[2:])
             label = torch.stack([label, label], dim=1)
-        loss = pixel_contrast(
-            torch.stack(z.chunk(2), dim=1),
-            label,
-            temperature=self.settings.local_temperature,
-            stride=self.settings.stride if self.settings.local in ("stride", "self") else None,
-            block=self.settings.block if self.settings.local == "block" else None,
-        )
+        z, temperature = torch.stack(z.chunk(2), dim=1), self.settings.local_temperature
+        if self.settings.local == "block":
+            loss = pixel_contrast(z, label, temperature=temperature, block=self.settings.block)
+        else:
+            stride = self.settings.stride if self.settings.local in ("stride", "self") else None
+            loss = pixel_contrast_across_processes(z, label, temperature=temperature, stride=stride)
         return StepOutput(loss, {"local_contrast": loss.detach()})
 
     def exports(self) -> Mapping[str, nn.Module]:

@@ -153,7 +153,7 @@ class UAMT(Method):
         )
         both = partial(
             dice_and_cross_entropy, balance=settings.balance, squared=settings.squared_dice,
-            include_background=settings.dice_background,
+            include_background=settings.dice_background, processes=True,
         )  # fmt: skip
         dice, entropy = deep_supervision(levels, batch.label, both)
         terms = {
@@ -164,7 +164,9 @@ class UAMT(Method):
         if unlabelled is not None:
             spread = entropy_map(self.mean_answer(batch.disturbed, seed=batch.seed))
             certain = spread < self.limit(progress, classes=unlabelled.shape[1])
-            consistency = squared_consistency(unlabelled, self.teacher(batch.teacher), certain)
+            consistency = squared_consistency(
+                unlabelled, self.teacher(batch.teacher), certain, processes=True
+            )
             weight = settings.consistency_weight * sigmoid_ramp(progress, length=settings.ramp)
             terms["consistency"] = weight * consistency
             logs |= {"consistency": consistency.detach(), "certain": certain.float().mean()}

@@ -147,7 +147,7 @@ class URPC(Method):
         settings = self.settings
         both = partial(
             dice_and_cross_entropy, balance=settings.balance, squared=settings.squared_dice,
-            include_background=settings.dice_background,
+            include_background=settings.dice_background, processes=True,
         )  # fmt: skip
         if settings.supervision == "deep":
             return deep_supervision(levels, label, both)
