@@ -22,6 +22,7 @@ COMMANDS = (
     "train",
     "predict",
     "evaluate",
+    "study",
     "report",
     "suggest",
     "export",

@@ -37,6 +37,7 @@ PARTS: dict[str, set[str]] = {
 }
 # The one file of metrics that reads folders; what it computes with does not.
 ALSO = {"metrics/evaluate.py": {"data"}}
+PARTS["studies"] = GROUND | {"data", "methods", "training", "inference", "metrics", "report"}
 PARTS["cli"] = GROUND | set(PARTS) - {"__main__"}
 
 # Who may know a heavy library at all.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from handful.inference.predict import predict as predict
     from handful.metrics.evaluate import evaluate as evaluate
     from handful.report.page import write_report as write_report
+    from handful.studies.study import study as study
     from handful.suggestion.suggest import suggest as suggest
     from handful.training.result import Run as Run
     from handful.training.run import pretrain as pretrain
@@ -44,6 +45,7 @@ _HOMES = {
     "open_dataset": "handful.data.discover",
     "predict": "handful.inference.predict",
     "pretrain": "handful.training.run",
+    "study": "handful.studies.study",
     "suggest": "handful.suggestion.suggest",
     "train": "handful.training.run",
     "write_report": "handful.report.page",

@@ -26,6 +26,10 @@ class RunError(HandfulError, RuntimeError):
     """A run could not go on: the disk is full, a loss became NaN, a checkpoint is damaged; exit code 1."""
 
 
+class Stopped(RunError):
+    """A run was told to stop and has saved where it was; whatever comes after it should not begin."""
+
+
 def nearest(name: str, known: list[str]) -> str:
     """Return the sentence that lists what exists and names the known word nearest to ``name``.
 

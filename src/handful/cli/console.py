@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from handful.studies.workers import Pace
     from handful.training.loop import Progress as Training
 
 Progress = Callable[[str, int, int | None], None]
@@ -108,13 +109,52 @@ def training_progress(*, quiet: bool = False) -> Iterator[Callable[["Training"],
         yield report
 
 
+@contextlib.contextmanager
+def study_progress(*, quiet: bool = False) -> Iterator[Callable[["Pace"], None]]:
+    """Yield what ``study`` takes as ``report``: runs done and time left, as a bar or as a line now and then."""
+    if quiet:
+        yield lambda pace: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        columns = (BarColumn(), TextColumn("{task.description}"))
+        with Bar(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty()) as bar:
+            task = bar.add_task("starting", total=1.0)
+            yield lambda pace: bar.update(task, completed=pace.fraction, description=_runs(pace))
+    else:
+        last, ended = -LINE_SECONDS, -1
+
+        def report(pace: "Pace") -> None:
+            nonlocal last, ended
+            now, count = time.monotonic(), pace.finished + pace.failed
+            if count > ended or now - last >= LINE_SECONDS:
+                last, ended = now, count
+                note(_runs(pace))
+
+        yield report
+
+
+def _runs(pace: "Pace") -> str:
+    """Return for example ``5 of 54 runs, 1 failed, 2.1 h left: pcl, 5%, draw 1 (42 %)``."""
+    failed = f", {pace.failed} failed" if pace.failed else ""
+    left = "" if pace.seconds_left is None else f", {_duration(pace.seconds_left)} left"
+    now = "; ".join(f"{task.words} ({share:.0%})" for task, share in pace.current.items())
+    return f"{pace.finished} of {pace.total} runs{failed}{left}{': ' if now else ''}{now}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
 def _sentence(training: "Training") -> str:
     """Return for example ``step 120 of 1000, loss 0.531, 4 min left``."""
     of = f" of {training.steps}" if training.steps else ""
     loss = f", loss {training.row['loss']:.3f}" if "loss" in training.row else ""
-    seconds = training.seconds_left
-    left = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
-    return f"step {training.step}{of}{loss}, {left} left"
+    return f"step {training.step}{of}{loss}, {_duration(training.seconds_left)} left"
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from handful.cli.plan import plan
 from handful.cli.predict import predict
 from handful.cli.pretrain import pretrain
 from handful.cli.report import report
+from handful.cli.study import study
 from handful.cli.suggest import suggest
 from handful.cli.train import train
 from handful.errors import HandfulError
@@ -45,6 +46,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     train: "A segmentation model from few labels.",
     predict: "Label maps for new volumes.",
     evaluate: "Predictions against references.",
+    study: "Methods, budgets and draws compared, with intervals.",
     report: "One page about a run.",
     suggest: "Which cases to label next, and why.",
     export: "Weights for other programs.",

@@ -57,6 +57,27 @@ def bootstrap_mean(
     return _interval(_means(weights, *_group_totals(columns, index)), level)
 
 
+def resampled_means(
+    values: ArrayLike, groups: Sequence[str], *, resamples: int = 2000, seed: int = 0
+) -> NDArray[np.float64]:
+    """Return ``mean_score`` of each of many resamples of patients, all volumes of a patient together.
+
+    Tables of the same patients see the same resamples, so that what they give can be averaged or subtracted.
+
+    Args:
+        values: (N,) or (N, K) scores; NaN where a class was not scored.
+        groups: (N,) patient of each volume.
+        resamples: number of draws with replacement.
+        seed: of the draws.
+
+    Returns:
+        (resamples,) means; NaN where a resample holds nothing that was scored.
+    """
+    columns = _columns(values)
+    index = _group_index(groups, len(columns))
+    return _means(_draws(int(index.max()) + 1, resamples, seed), *_group_totals(columns, index))
+
+
 def paired_bootstrap(
     a: ArrayLike,
     b: ArrayLike,

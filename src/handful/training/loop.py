@@ -22,7 +22,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from handful.data.sampling import Source
-from handful.errors import RunError, UsageError
+from handful.errors import RunError, Stopped, UsageError
 from handful.losses.checks import NotFinite
 from handful.methods.contract import Method
 from handful.networks.synchronised import synchronise_norms
@@ -268,7 +268,7 @@ def fit(
         folder.say(f"stopped after {step} steps: the probe has not improved for {settings.patience} probes")
     if caught and _fraction(step, seconds, steps, limit) < 1:
         words = f"stopped at step {step} by {caught}; run the same command again to continue exactly there."
-        raise KeyboardInterrupt(words) if caught == "SIGINT" else RunError(words)
+        raise KeyboardInterrupt(words) if caught == "SIGINT" else Stopped(words)
     return _averaged(averages)
 
 

@@ -1,0 +1,144 @@
+"""What a study is asked, and the runs that answers it: every method at every budget for every draw of labels."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from handful.data.splits import Splits, parse_budget
+from handful.errors import UsageError
+from handful.studies.arms import Arm, Lengths, check_assignments, parse_arms, recipe_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The question of a study; two studies are the same if these are equal.
+
+    Attributes:
+        methods: names of the arms, the control first.
+        labels: budgets as the user wrote them.
+        draws: draws of labels for each budget.
+        test: cases held out besides those the data set holds out itself.
+        lengths: of the runs and of the pre-trainings.
+        seed: of the split; run ``draw`` has seed + draw.
+        settings: as given with ``--set``.
+        snapshots: weights kept on the way of each run, to say what choosing among them would have faked.
+        patients: regular expression that finds the patient in a case's name.
+        precision: as Lightning calls it.
+    """
+
+    methods: tuple[str, ...]
+    labels: tuple[str, ...]
+    draws: int
+    test: str | None
+    lengths: Lengths
+    seed: int
+    settings: tuple[str, ...]
+    snapshots: int
+    patients: str | None
+    precision: str
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The methods, read."""
+        return parse_arms(self.methods)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, as written to ``study.yaml``."""
+        values = asdict(self)
+        return {**{key: value for key, value in values.items() if key != "lengths"}, **values["lengths"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One run of a study.
+
+    Attributes:
+        arm: what trains.
+        budget: as the user wrote it.
+        draw: which draw of it.
+        n_labelled: labelled cases it trains on.
+    """
+
+    arm: Arm
+    budget: str
+    draw: int
+    n_labelled: int
+
+    @property
+    def cell(self) -> str:
+        """Name of its budget and draw, which all arms share."""
+        return f"{folder_name(self.budget)}-draw{self.draw}"
+
+    @property
+    def place(self) -> Path:
+        """Its folder inside the study's."""
+        return Path("runs") / folder_name(self.budget) / f"draw{self.draw}" / self.arm.name
+
+
+def make_units(asked: Asked, splits: Splits) -> tuple[Unit, ...]:
+    """Return every run of the study: budget by budget, draw by draw, the control first.
+
+    Raises:
+        UsageError: a budget that the data cannot give, or two that would be one folder.
+    """
+    units = []
+    for budget in asked.labels:
+        # a list of names is the same cases whatever the draw
+        draws = 1 if parse_budget(budget).kind == "listed" else asked.draws
+        for draw in range(draws):
+            count = len(splits.select(budget, draw).labelled)
+            units += [Unit(arm=arm, budget=budget, draw=draw, n_labelled=count) for arm in asked.arms]
+    return tuple(units)
+
+
+def check(asked: Asked) -> None:
+    """Refuse what could never run, before anything is read or written.
+
+    Raises:
+        UsageError: unknown methods or settings, nonsense for a budget, numbers out of range.
+    """
+    if not asked.labels:
+        raise UsageError("name at least one budget of labels: --labels 2,5%,20.")
+    if asked.draws < 1 or asked.snapshots < 0 or asked.seed < 0:
+        raise UsageError(
+            f"--draws {asked.draws} --snapshots {asked.snapshots} --seed {asked.seed}: there is at least one draw, "
+            "the others are 0 or more."
+        )
+    names: dict[str, str] = {}
+    for budget in asked.labels:
+        parse_budget(budget)
+        other = names.setdefault(folder_name(budget), budget)
+        if other != budget:
+            raise UsageError(f"--labels {other},{budget}: both would be the folder {folder_name(budget)}.")
+    lengths = asked.lengths
+    if lengths.steps is not None and lengths.max_time is not None:
+        raise UsageError(
+            "--steps and --max-time are two ways to say how long a run trains; give one of them."
+        )
+    check_assignments(asked.arms, asked.settings)
+    for arm in asked.arms:
+        recipe_of(arm.train, "train", lengths, asked.settings)
+        if arm.pretrain is not None:
+            recipe_of(arm.pretrain, "pretrain", lengths, asked.settings)
+
+
+def folder_name(budget: str) -> str:
+    """Return the folder of a budget: its own words, without the signs that trouble shells and addresses.
+
+    Example:
+        >>> folder_name("5%"), folder_name("@lists/first five.txt")
+        ('5pct', 'first five')
+    """
+    return Path(budget[1:]).stem if budget.startswith("@") else budget.replace("%", "pct")
+
+
+def split_list(text: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the parts of ``a,b,c``, each once, in their order.
+
+    Example:
+        >>> split_list("2, 5%,2")
+        ('2', '5%')
+    """
+    parts = text.split(",") if isinstance(text, str) else [str(part) for part in text]
+    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))

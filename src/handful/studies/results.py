@@ -1,0 +1,406 @@
+"""What a study found, as tidy files: one row a score, a run, a method and budget; and all of it in ``summary.json``."""
+
+import csv
+import io
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import handful
+from handful.artefacts import read_json, write_json, write_text
+from handful.data.splits import Splits
+from handful.metrics.bootstrap import mean_score
+from handful.studies.arms import CONTROL
+from handful.studies.audit import OPENED
+from handful.studies.folder import StudyFolder
+from handful.studies.grid import Asked, Unit
+from handful.studies.plans import IMAGES
+from handful.studies.score import snapshot_scores
+from handful.studies.statistics import Estimate, compare, estimate, holm, labels_saved, mean_ranks
+
+COLUMNS = {
+    "scores": "method,budget,n_labelled,draw,case,patient,class,dice,hd95_mm,assd_mm,nsd,volume_ml,reference_ml",
+    "runs": "method,budget,n_labelled,draw,status,reason,dice,seconds,pretrain_seconds,steps,peak_memory_mb,"
+    "best_dice,best_step",
+    "summary": "method,budget,n_labelled,draws,dice,dice_sd,low,high,hd95_mm,nsd,rank,selection_gap",
+    "comparisons": "method,budget,n_labelled,difference,low,high,p,p_corrected,draws,verdict",
+    "saved": "method,budget,n_labelled,equal_labels,low,high,note",
+}
+"""The columns of each file, in their order."""
+
+SURE, NOISE, ONE_DRAW = "more than noise", "within the noise", "one draw: not decided"
+ALPHA = 0.05
+FEW_PATIENTS, FEW_DRAWS = 10, 3
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Scored:
+    """A run with its scores.
+
+    Attributes:
+        unit: which run.
+        rows: of its ``summary.json``, one a case and class.
+        tables: metric -> (cases, classes), NaN where not scored.
+    """
+
+    unit: Unit
+    rows: Sequence[Mapping[str, Any]]
+    tables: Mapping[str, NDArray[np.float64]]
+
+    def mean(self, metric: str) -> float:
+        """Return the mean over volumes, then over classes."""
+        return mean_score(self.tables[metric])
+
+
+def gather(
+    folder: StudyFolder, asked: Asked, units: Sequence[Unit], splits: Splits, *, data_hash: str
+) -> dict[str, Any]:
+    """Read the scores of all runs, compute what the study concludes, and write its files; return the summary.
+
+    Args:
+        folder: of the study.
+        asked: its question.
+        units: all its runs, scored or not.
+        splits: names the test cases.
+        data_hash: of the data the runs saw.
+    """
+    scored = _read_scores(folder, units)
+    some = next(iter(scored.values()), None)
+    patient_of = {row["case"]: row["patient"] for row in some.rows} if some else {}
+    patients = [patient_of[case] for case in sorted(patient_of)]
+    runs = [_run_row(folder, unit, scored.get(unit)) for unit in units]
+    found = _Findings(asked, units, scored, patients)
+    gaps = _gaps(runs)
+    for row in found.summary:
+        row["selection_gap"] = gaps.get((row["method"], row["budget"]))
+    tables: dict[str, list[Row]] = {
+        "scores": [_score_row(unit, row) for unit, s in scored.items() for row in s.rows],
+        "runs": runs,
+        "summary": found.summary,
+        "comparisons": found.comparisons,
+        "saved": found.saved,
+    }
+    content = {
+        "version": handful.__version__,
+        "definitions": _definitions(),
+        "data": {"name": splits.dataset.name, "hash": data_hash},
+        "test": {"cases": sorted(splits.test), "patients": len(set(patients)), "n": len(splits.test)},
+        "asked": asked.as_dict(),
+        "seed": asked.seed,
+        "machine": _machine(folder, units),
+        "warnings": _warnings(folder, asked, units, runs, splits, patients, found, gaps),
+        "ranks": found.ranks,
+        **{name: tables[name] for name in ("summary", "comparisons", "saved", "runs")},
+    }
+    for name, rows in tables.items():
+        _write_csv(folder.tables[name], COLUMNS[name].split(","), rows)
+    write_json(folder.summary, content)
+    summary: dict[str, Any] = read_json(folder.summary)
+    return summary
+
+
+class _Findings:
+    """The rows of ``summary``, ``comparisons`` and ``saved``."""
+
+    def __init__(
+        self, asked: Asked, units: Sequence[Unit], scored: Mapping[Unit, Scored], patients: Sequence[str]
+    ) -> None:
+        self.patients, self.seed = patients, asked.seed
+        self.methods = [arm.name for arm in asked.arms]
+        self.of: dict[tuple[str, str], dict[int, Scored]] = {}
+        for unit, found in scored.items():
+            self.of.setdefault((unit.arm.name, unit.budget), {})[unit.draw] = found
+        counts: dict[str, list[int]] = {}
+        for unit in units:
+            if unit.arm.name == CONTROL:
+                counts.setdefault(unit.budget, []).append(unit.n_labelled)
+        self.labelled = {budget: float(np.mean(count)) for budget, count in counts.items()}
+        self.budgets = list(asked.labels)
+        cells = self._cells()
+        self.ranks = mean_ranks([cell for budget in self.budgets for cell in cells[budget]])
+        self.summary, self.comparisons, self.saved = [], [], []  # type: list[Row], list[Row], list[Row]
+        for budget in self.budgets:
+            self._summarise(budget, mean_ranks(cells[budget]))
+            self._compare(budget)
+        self._count_saved()
+
+    def _cells(self) -> dict[str, list[dict[str, float]]]:
+        """Return, for each budget, the Dice of each method for each draw."""
+        cells: dict[str, list[dict[str, float]]] = {budget: [] for budget in self.budgets}
+        for budget in self.budgets:
+            of = {m: self.of[m, budget] for m in self.methods if (m, budget) in self.of}
+            for draw in sorted({draw for found in of.values() for draw in found}):
+                cells[budget].append(
+                    {m: found[draw].mean("dice") for m, found in of.items() if draw in found}
+                )
+        return cells
+
+    def _tables(self, method: str, budget: str, metric: str = "dice") -> list[NDArray[np.float64]]:
+        found = self.of.get((method, budget), {})
+        return [found[draw].tables[metric] for draw in sorted(found)]
+
+    def _key(self, method: str, budget: str) -> Row:
+        return {"method": method, "budget": budget, "n_labelled": _whole(self.labelled[budget])}
+
+    def _summarise(self, budget: str, ranks: Mapping[str, float]) -> None:
+        for method in self.methods:
+            tables = self._tables(method, budget)
+            if not tables:
+                continue
+            e = estimate(tables, self.patients, seed=self.seed)
+            others = {
+                metric: _mean([mean_score(table) for table in self._tables(method, budget, metric)])
+                for metric in ("hd95_mm", "nsd")
+            }
+            self.summary.append(
+                {
+                    **self._key(method, budget), "draws": e.draws, "dice": _number(e.mean), "dice_sd": _number(e.sd),
+                    "low": _number(max(e.low, 0.0)), "high": _number(min(e.high, 1.0)), **others,
+                    "rank": ranks.get(method),
+                }
+            )  # fmt: skip
+
+    def _compare(self, budget: str) -> None:
+        control = self.of.get((CONTROL, budget), {})
+        found: list[tuple[str, Estimate]] = []
+        for method in self.methods:
+            own = self.of.get((method, budget), {})
+            both = sorted(set(own) & set(control))
+            if method != CONTROL and both:
+                first, second = ([side[draw].tables["dice"] for draw in both] for side in (own, control))
+                found.append((method, compare(first, second, self.patients, seed=self.seed)))
+        for (method, e), corrected in zip(found, holm([e.p for _, e in found])):
+            verdict = SURE if corrected < ALPHA else NOISE
+            self.comparisons.append(
+                {
+                    **self._key(method, budget), "difference": _number(e.mean), "low": _number(e.low),
+                    "high": _number(e.high), "p": _number(e.p), "p_corrected": _number(corrected), "draws": e.draws,
+                    "verdict": ONE_DRAW if e.draws < 2 else verdict,
+                }
+            )  # fmt: skip
+
+    def _count_saved(self) -> None:
+        budgets = [b for b in self.budgets if self._tables(CONTROL, b)]
+        curve = sorted({self.labelled[b]: self._tables(CONTROL, b) for b in budgets}.items())
+        if not curve:
+            return
+        for budget in self.budgets:
+            for method in self.methods:
+                tables = self._tables(method, budget)
+                if method == CONTROL or not tables:
+                    continue
+                found, low, high = labels_saved(tables, curve, self.patients, seed=self.seed)
+                smallest, largest = curve[0][0], curve[-1][0]
+                notes = {
+                    "inside": "",
+                    "beyond": f"better than the control with its largest budget run ({largest:g} labels)",
+                    "below": f"worse than the control with its smallest budget run ({smallest:g} labels)",
+                }
+                note = [notes[found.where]]
+                if found.where == "inside" and (low <= smallest or high >= largest):
+                    note.append("the interval ends where the control's curve ends")
+                self.saved.append(
+                    {
+                        **self._key(method, budget), "equal_labels": _number(found.labels), "low": _number(low),
+                        "high": _number(high), "note": "; ".join(filter(None, note)),
+                    }
+                )  # fmt: skip
+
+
+def _read_scores(folder: StudyFolder, units: Sequence[Unit]) -> dict[Unit, Scored]:
+    found = {}
+    for unit in units:
+        if not (folder.finished(unit) and folder.scored(unit)):
+            continue
+        summary = read_json(folder.run(unit) / "summary.json")
+        rows = summary["cases"]
+        cases = {case: i for i, case in enumerate(sorted({row["case"] for row in rows}))}
+        classes = {name: k for k, name in enumerate(dict.fromkeys(row["class"] for row in rows))}
+        tables = {m: np.full((len(cases), len(classes)), np.nan) for m in ("dice", "hd95_mm", "nsd")}
+        for row in rows:
+            for metric, table in tables.items():
+                if row[metric] is not None:
+                    table[cases[row["case"]], classes[row["class"]]] = row[metric]
+        found[unit] = Scored(unit, rows, tables)
+    return found
+
+
+def _score_row(unit: Unit, row: Mapping[str, Any]) -> Row:
+    return {**_of(unit), **row}
+
+
+def _of(unit: Unit) -> Row:
+    return {
+        "method": unit.arm.name, "budget": unit.budget, "n_labelled": unit.n_labelled, "draw": unit.draw,
+    }  # fmt: skip
+
+
+def _run_row(folder: StudyFolder, unit: Unit, scored: Scored | None) -> Row:
+    outcome = folder.outcome(unit)
+    row: Row = {**_of(unit), "status": outcome.get("status", "missing"), "reason": outcome.get("reason", "")}
+    if row["status"] != "finished":
+        return row
+    row |= {key: outcome[key] for key in ("seconds", "steps", "peak_memory_mb")}
+    row["pretrain_seconds"] = _pretrain_seconds(folder, unit)
+    if scored is None:
+        return row
+    last = scored.mean("dice")
+    snapshots = snapshot_scores(folder.run(unit))
+    best_step = max([*snapshots, outcome["steps"]], key=lambda step: snapshots.get(step, last))
+    row |= {"dice": _number(last)}
+    if snapshots:
+        row |= {"best_dice": _number(snapshots.get(best_step, last)), "best_step": best_step}
+    return row
+
+
+def _pretrain_seconds(folder: StudyFolder, unit: Unit) -> float | None:
+    """Return what the pre-training of a run took, also where other runs share it."""
+    own = folder.run(unit) / "pretrain" / "manifest.json"  # a method that pre-trains inside its run
+    if unit.arm.pretrain is None:
+        return read_json(own).get("seconds") if own.is_file() else 0.0
+    init = read_json(folder.run(unit) / "manifest.json")["init"]
+    manifest = Path(init["run"]) / "manifest.json" if init else None
+    if manifest is None or not manifest.is_file():
+        places = [folder.pretrained / unit.arm.pretrain / name for name in (unit.cell, IMAGES)]
+        manifest = next((p / "manifest.json" for p in places if (p / "manifest.json").is_file()), None)
+    return read_json(manifest).get("seconds") if manifest else None
+
+
+def _gaps(runs: Sequence[Row]) -> dict[tuple[str, str], float]:
+    """Return, for each method and budget, the mean over draws of best minus last Dice."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in runs:
+        if row.get("best_dice") is not None and row.get("dice") is not None:
+            found.setdefault((row["method"], row["budget"]), []).append(row["best_dice"] - row["dice"])
+    return {key: float(np.mean(gaps)) for key, gaps in found.items()}
+
+
+def _warnings(
+    folder: StudyFolder,
+    asked: Asked,
+    units: Sequence[Unit],
+    runs: Sequence[Row],
+    splits: Splits,
+    patients: Sequence[str],
+    found: _Findings,
+    gaps: Mapping[tuple[str, str], float],
+) -> list[str]:
+    said = []
+    failed = [row for row in runs if row["status"] != "finished"]
+    for row in failed:
+        where = f"{row['method']}, {row['budget']}, draw {row['draw']}"
+        said.append(f"{where}: {row['status']}{': ' if row['reason'] else ''}{row['reason']}")
+    if failed:
+        said.append(
+            f"{len(failed)} of {len(runs)} runs are not in the results; the same command tries them again. Means are "
+            "over the draws that finished, differences over those that finished in both arms, ranks over budgets and "
+            "draws that all methods finished."
+        )
+    draws = {row["draws"] for row in found.summary}
+    if 1 in draws:
+        said.append(
+            "one draw: intervals are over patients alone and say nothing of other choices of labels; no difference is "
+            "called more than noise. --draws 3 or more answers that."
+        )
+    elif draws and min(draws) < FEW_DRAWS:
+        said.append(f"{min(draws)} draws: their spread is hardly known, so intervals are wide.")
+    count = len(set(patients))
+    if found.summary and count < 2:
+        said.append("one test patient: intervals say nothing of other patients.")
+    elif found.summary and count < FEW_PATIENTS:
+        said.append(
+            f"{count} test patients: intervals over so few patients rest on the assumption that they are typical."
+        )
+    if splits.dataset.patients_from is None:
+        said.append(
+            "nothing says which cases belong to one patient: every case counts as its own, in the split and in the "
+            "intervals."
+        )
+    if asked.lengths.max_time is not None:
+        said.append(
+            "runs are equally long by the clock: what else ran on the machine decides how far they came."
+        )
+    for method in dict.fromkeys(method for method, _ in gaps):
+        own = [gap for (name, _), gap in gaps.items() if name == method]
+        said.append(
+            f"{method}: selection on the test set would have added {np.mean(own):.3f} Dice "
+            f"(best of {asked.snapshots + 1} checkpoints minus the last, mean over its runs). The last is reported."
+        )
+    opened = [event for event in folder.audit.read() if event["event"] == OPENED]
+    if len(opened) > 1:
+        said.append(
+            f"test labels were opened {len(opened)} times, for runs that had not been scored before; audit.jsonl says "
+            "when and for which."
+        )
+    return said
+
+
+def _machine(folder: StudyFolder, units: Sequence[Unit]) -> dict[str, Any]:
+    """Return where the runs ran, by their manifests, and what this program runs on."""
+    manifests = [
+        read_json(folder.run(unit) / "manifest.json")
+        for unit in units
+        if (folder.run(unit) / "manifest.json").is_file()
+    ]
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "processors": os.cpu_count(),
+        "devices": sorted({f"{m['device']} ({m['device_name']})" for m in manifests}),
+        "precision": sorted({m["precision"] for m in manifests}),
+    }
+
+
+def _definitions() -> dict[str, str]:
+    return {
+        "dice": "of a run: over the test volumes of each class, then over the classes, of the averaged weights of the "
+        "last step; of a method: mean over the draws",
+        "dice_sd": "standard deviation over draws",
+        "low, high": "95 % interval over patients and draws (docs/study.md)",
+        "difference": "to the labels-only control, paired by draw and case",
+        "p": "two-sided, of the difference over patients and draws; p_corrected: by Holm over the methods of a budget",
+        "verdict": f"'{SURE}' if p_corrected < {ALPHA}",
+        "rank": "mean over draws, 1 the best of the methods, ties shared; 'ranks': over budgets and draws",
+        "selection_gap": "mean over draws of the best Dice among the snapshots and the last weights, minus the last",
+        "equal_labels": "labels at which the control has the same Dice, its curve linear in log(labels); low, high: "
+        "95 % bootstrap interval over patients and draws; ends beyond the curve are the curve's",
+        "seconds": "of training, pauses left out; pretrain_seconds: of the pre-training, which runs may share",
+        "peak_memory_mb": "most memory of the process that trained (on a GPU: most that torch held there)",
+    }
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_cell(row.get(column)) for column in columns])
+    write_text(path, text.getvalue())
+
+
+def _cell(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    kept = [value for value in values if not math.isnan(value)]
+    return float(np.mean(kept)) if kept else None
+
+
+def _whole(value: float) -> float | int:
+    return int(value) if value == int(value) else value

@@ -1,0 +1,321 @@
+"""Who does a study's tasks: this process one after the other, or several processes beside each other.
+
+A task waits for the pre-training it starts from. One that fails takes with it those that wait for it and no other.
+"""
+
+import contextlib
+import multiprocessing.connection
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from handful.errors import Stopped
+from handful.studies.folder import record_outcome
+from handful.studies.tasks import Task, perform
+
+REPORT_SECONDS = 1.0
+"""Between two reports of a process about its task."""
+
+PATIENCE_SECONDS = 120.0
+"""For processes that were told to stop and are saving where they are."""
+
+
+@dataclass
+class Pace:
+    """How far a study is.
+
+    Attributes:
+        total: runs of the study, pre-trainings not counted.
+        finished: runs so far, those of earlier commands included.
+        failed: runs so far.
+        left: weight of the tasks of this command that are not done.
+        done: weight of those that are.
+        current: task -> share done, of those in work.
+    """
+
+    total: int
+    finished: int = 0
+    failed: int = 0
+    left: float = 0.0
+    done: float = 0.0
+    current: dict[Task, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def fraction(self) -> float:
+        """Share of this command's work that is done."""
+        done = self.done + sum(task.weight * share for task, share in self.current.items())
+        return done / max(self.done + self.left, 1e-9)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Projected from the speed so far; None before there is any."""
+        done = self.fraction
+        return (time.monotonic() - self.started) * (1 - done) / done if done > 0.001 else None
+
+
+class Watcher:
+    """What is told of the work: each start, each end, and the pace in between."""
+
+    def __init__(
+        self,
+        pace: Pace,
+        *,
+        started: Callable[[Task], None],
+        ended: Callable[[Task, dict[str, Any]], None],
+        report: Callable[[Pace], None],
+    ) -> None:
+        self.pace, self._started, self._ended, self._report = pace, started, ended, report
+
+    def started(self, task: Task) -> None:
+        """Say that a task begins."""
+        self.pace.current[task] = 0.0
+        self._started(task)
+        self._report(self.pace)
+
+    def at(self, task: Task, share: float) -> None:
+        """Say how much of a task is done."""
+        self.pace.current[task] = share
+        self._report(self.pace)
+
+    def ended(self, task: Task, outcome: dict[str, Any]) -> None:
+        """Say what became of a task."""
+        self.pace.current.pop(task, None)
+        self.pace.done, self.pace.left = self.pace.done + task.weight, self.pace.left - task.weight
+        if task.kind == "train":
+            if outcome["status"] == "finished":
+                self.pace.finished += 1
+            else:
+                self.pace.failed += 1
+        self._ended(task, outcome)
+        self._report(self.pace)
+
+
+def work(
+    tasks: Sequence[Task], watcher: Watcher, *, jobs: int, devices: Sequence[str], threads: int | None
+) -> None:
+    """Do all tasks.
+
+    Args:
+        tasks: those that wait come after what they wait for; a pre-training that is not among them is done.
+        watcher: is told.
+        jobs: processes; 1 works in this one.
+        devices: handed to the processes in turn.
+        threads: CPU threads of each process.
+
+    Raises:
+        Stopped, KeyboardInterrupt: this process was told to stop; all tasks have saved where they were.
+    """
+    watcher.pace.left = sum(task.weight for task in tasks)
+    if jobs == 1:
+        _alone(tasks, watcher, device=devices[0], threads=threads)
+    else:
+        _together(tasks, watcher, jobs=min(jobs, len(tasks)), devices=devices, threads=threads)
+
+
+def _alone(tasks: Sequence[Task], watcher: Watcher, *, device: str, threads: int | None) -> None:
+    failed: dict[Path, str] = {}
+    for task in tasks:
+        if task.init in failed:
+            _give_up(task, failed[task.init], watcher)
+            continue
+        watcher.started(task)
+
+        def report(share: float, task: Task = task) -> None:
+            watcher.at(task, share)
+
+        outcome = perform(task, device=device, threads=threads, report=report)
+        if outcome["status"] != "finished":
+            failed[task.out] = outcome["reason"]
+        watcher.ended(task, outcome)
+
+
+def _give_up(task: Task, reason: str, watcher: Watcher) -> None:
+    """Fail a task whose pre-training failed."""
+    outcome = {"status": "failed", "reason": f"its pre-training failed: {reason}"}
+    task.out.mkdir(parents=True, exist_ok=True)
+    record_outcome(task.out, **outcome)
+    watcher.ended(task, outcome)
+
+
+@dataclass
+class _Worker:
+    """A process and the line to it."""
+
+    process: subprocess.Popen[bytes]
+    line: Connection
+    task: Task | None = None
+
+
+def _together(
+    tasks: Sequence[Task], watcher: Watcher, *, jobs: int, devices: Sequence[str], threads: int | None
+) -> None:
+    waiting, failed = list(tasks), dict[Path, str]()
+    pending = {task.out for task in tasks}
+    workers: list[_Worker] = []
+
+    def end(task: Task, outcome: dict[str, Any]) -> None:
+        pending.discard(task.out)
+        if outcome["status"] != "finished":
+            failed[task.out] = outcome["reason"]
+        watcher.ended(task, outcome)
+
+    def next_task() -> Task | None:
+        for task in list(waiting):
+            if task.init in failed:
+                waiting.remove(task)
+                pending.discard(task.out)
+                _give_up(task, failed[task.init], watcher)
+            elif task.init not in pending:
+                waiting.remove(task)
+                return task
+        return None
+
+    with _sigterm_raises():
+        try:
+            while True:
+                for number in range(jobs):
+                    if number < len(workers) and workers[number].task is not None:
+                        continue
+                    task = next_task()
+                    if task is None:
+                        break
+                    if number == len(workers):
+                        workers.append(_start(devices[number % len(devices)], threads))
+                    workers[number].task = task
+                    watcher.started(task)
+                    workers[number].line.send(task)
+                busy = [worker for worker in workers if worker.task is not None]
+                if not busy:
+                    return
+                ready = multiprocessing.connection.wait([worker.line for worker in busy], timeout=60)
+                for number, worker in enumerate(workers):
+                    if worker.task is None or worker.line not in ready:
+                        continue
+                    task = worker.task
+                    try:
+                        kind, content = worker.line.recv()
+                    except (EOFError, OSError):
+                        kind, content = "done", _died(task, worker.process.wait())
+                        workers[number] = _start(devices[number % len(devices)], threads)
+                    if kind == "at":
+                        watcher.at(task, content)
+                    else:
+                        worker.task = None
+                        end(task, content)
+        finally:
+            _dismiss(workers)
+
+
+def _died(task: Task, code: int) -> dict[str, Any]:
+    """Write down that a task ended with its process."""
+    reason = f"its process ended with exit code {code}."
+    if code < 0:
+        name = signal.Signals(-code).name
+        perhaps = "; perhaps memory ran out (fewer --jobs need less)" if name == "SIGKILL" else ""
+        reason = f"its process was ended by {name}{perhaps}."
+    outcome = {"status": "failed", "reason": reason}
+    task.out.mkdir(parents=True, exist_ok=True)
+    record_outcome(task.out, **outcome)
+    return outcome
+
+
+def _start(device: str, threads: int | None) -> _Worker:
+    """Start a process of its own session: an interrupt of the terminal reaches it through this one, once."""
+    mine, theirs = socket.socketpair()
+    arguments = f"{theirs.fileno()}, {device!r}, {threads!r}, {os.getpid()}"
+    code = f"from handful.studies.workers import serve; serve({arguments})"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        pass_fds=[theirs.fileno()],
+        env=environment,
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+    )
+    theirs.close()
+    return _Worker(process, Connection(mine.detach()))
+
+
+def serve(descriptor: int, device: str, threads: int | None, parent: int) -> None:
+    """Be one of the processes: do tasks as they come until there are no more.
+
+    Args:
+        descriptor: of the line to the process that hands them out.
+        device: where to compute.
+        threads: CPU threads.
+        parent: that process; when it is gone, however it ended, this one ends too.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
+    line = Connection(descriptor)
+    told = 0.0
+    while True:
+        try:
+            task = line.recv()
+        except EOFError:
+            return
+
+        def report(share: float) -> None:
+            nonlocal told
+            if time.monotonic() - told >= REPORT_SECONDS:
+                told = time.monotonic()
+                try:
+                    line.send(("at", share))
+                except OSError as error:
+                    raise Stopped("the study it belongs to is gone.") from error
+
+        try:
+            outcome = perform(task, device=device, threads=threads, report=report)
+        except (Stopped, KeyboardInterrupt):
+            return
+        line.send(("done", outcome))
+
+
+def _dismiss(workers: Sequence[_Worker]) -> None:
+    """End all processes; those in the middle of a task save where they are first."""
+    for worker in workers:
+        if worker.task is None:
+            worker.line.close()
+        else:  # its line stays open: it may still tell how far it is
+            worker.process.terminate()
+    for worker in workers:
+        try:
+            worker.process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()
+        worker.line.close()
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM end the study as Ctrl-C does: its processes are told, and save where they are."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped("the study was stopped by SIGTERM; run the same command again to continue.")
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
