@@ -141,7 +141,7 @@ def print_study(summary: dict[str, Any]) -> None:
     table(
         (
             "labels", "method", "Dice ± sd", "95 % interval", "to control", "95 % interval", "p (Holm)", "verdict",
-            "control needs",
+            "as the control at",
         ),
         rows,
     )  # fmt: skip
@@ -150,11 +150,11 @@ def print_study(summary: dict[str, Any]) -> None:
 
 
 def _saved(row: dict[str, Any]) -> str:
+    """Return for example ``12 (7 to 19) labels``, or on which side of the control's budgets the number lies."""
     if row["equal_labels"] is None:
-        return "-"
-    bound = {"better": "more than ", "worse ": "less than "}.get(row["note"][:6], "")
-    interval = "" if row["low"] is None else f" ({row['low']:.3g} to {row['high']:.3g})"
-    return f"{bound}{row['equal_labels']:.3g}{interval}"
+        return f"{row['note'].partition(' ')[0]} than at all its budgets"
+    ends = [("?" if row[end] is None else f"{row[end]:.3g}") for end in ("low", "high")]
+    return f"{row['equal_labels']:.3g} labels ({ends[0]} to {ends[1]})"
 
 
 def _ends(row: dict[str, Any], digits: int, *, signed: bool = False) -> str:

@@ -5,6 +5,7 @@ import io
 import math
 import os
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,12 +92,18 @@ def gather(
         "saved": found.saved,
     }
     content = {
-        "version": handful.__version__,
+        "command": _command(asked),
         "definitions": _definitions(),
         "data": {"name": splits.dataset.name, "hash": data_hash},
-        "test": {"cases": sorted(splits.test), "patients": len(set(patients)), "n": len(splits.test)},
+        "test_cases": sorted(splits.test),
+        "test_patients": len(set(patients)),
         "asked": asked.as_dict(),
         "seed": asked.seed,
+        "versions": {
+            "handful": handful.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
         "machine": _machine(folder, units),
         "warnings": _warnings(folder, asked, units, runs, splits, patients, found, gaps),
         "ranks": found.ranks,
@@ -202,19 +209,41 @@ class _Findings:
                 found, low, high = labels_saved(tables, curve, self.patients, seed=self.seed)
                 smallest, largest = curve[0][0], curve[-1][0]
                 notes = {
-                    "inside": "",
-                    "beyond": f"better than the control with its largest budget run ({largest:g} labels)",
-                    "below": f"worse than the control with its smallest budget run ({smallest:g} labels)",
-                }
-                note = [notes[found.where]]
+                    "inside": [],
+                    "beyond": [f"better than the control with its largest budget run ({largest:g} labels)"],
+                    "below": [f"worse than the control with its smallest budget run ({smallest:g} labels)"],
+                }[found.where]
                 if found.where == "inside" and (low <= smallest or high >= largest):
-                    note.append("the interval ends where the control's curve ends")
+                    notes = ["the interval is open where the control's curve ends"]
                 self.saved.append(
                     {
-                        **self._key(method, budget), "equal_labels": _number(found.labels), "low": _number(low),
-                        "high": _number(high), "note": "; ".join(filter(None, note)),
+                        **self._key(method, budget),
+                        "equal_labels": found.labels if found.where == "inside" else None,
+                        "low": None if low <= smallest else _number(low),
+                        "high": None if high >= largest else _number(high),
+                        "note": "; ".join(notes),
                     }
-                )  # fmt: skip
+                )
+
+
+def _command(asked: Asked) -> str:
+    """Return the command that does this study again, where the data and the folder have these names."""
+    lengths = asked.lengths
+    options: list[tuple[str, Any]] = [
+        ("--methods", ",".join(asked.methods)),
+        ("--labels", ",".join(asked.labels)),
+        ("--draws", asked.draws),
+        ("--test", asked.test),
+        ("--steps", lengths.steps),
+        ("--max-time", lengths.max_time),
+        ("--pretrain-steps", lengths.pretrain_steps),
+        ("--patients", asked.patients),
+        *(("--set", setting) for setting in asked.settings),
+        ("--snapshots", asked.snapshots),
+        ("--seed", asked.seed),
+    ]
+    words = [word for name, value in options if value is not None for word in (name, str(value))]
+    return shlex.join(["handful", "study", "DATA", *words, "--out", "STUDY"])
 
 
 def _read_scores(folder: StudyFolder, units: Sequence[Unit]) -> dict[Unit, Scored]:
@@ -353,8 +382,6 @@ def _machine(folder: StudyFolder, units: Sequence[Unit]) -> dict[str, Any]:
         if (folder.run(unit) / "manifest.json").is_file()
     ]
     return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",
         "processors": os.cpu_count(),
         "devices": sorted({f"{m['device']} ({m['device_name']})" for m in manifests}),
@@ -374,7 +401,7 @@ def _definitions() -> dict[str, str]:
         "rank": "mean over draws, 1 the best of the methods, ties shared; 'ranks': over budgets and draws",
         "selection_gap": "mean over draws of the best Dice among the snapshots and the last weights, minus the last",
         "equal_labels": "labels at which the control has the same Dice, its curve linear in log(labels); low, high: "
-        "95 % bootstrap interval over patients and draws; ends beyond the curve are the curve's",
+        "95 % bootstrap interval over patients and draws; empty where the control's curve ends before",
         "seconds": "of training, pauses left out; pretrain_seconds: of the pre-training, which runs may share",
         "peak_memory_mb": "most memory of the process that trained (on a GPU: most that torch held there)",
     }
