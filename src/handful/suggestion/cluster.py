@@ -27,6 +27,7 @@ SMALL = 1e-5
 """Added to distances that divide."""
 
 Rule = Literal["typical", "medoid"]
+RULES: tuple[Rule, ...] = ("typical", "medoid")
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,11 @@ def read_worklist(path: Path) -> list[Item]:
     optional = ("uncertainty", "distance_to_nearest_labelled")
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        missing = {field.name for field in fields(Item)} - set(reader.fieldnames or ())
+        if missing:
+            raise ValueError(f"it has no column {', '.join(sorted(missing))}")
         items = []
         for row in rows:
             values: dict[str, Any] = {field.name: row[field.name] for field in fields(Item)}
