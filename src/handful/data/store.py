@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+import resource
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,10 +120,38 @@ def _resident_gb(cases: Sequence[Case], plan: Plan) -> float:
 
 
 def _free_gb(device: torch.device) -> float:
+    """Return the memory left on a GPU; else the least of what the system, a container and ``ulimit`` leave."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 1e9
-    told = Path("/proc/meminfo")
-    for line in told.read_text(encoding="ascii").splitlines() if told.exists() else ():  # Linux only
-        if line.startswith("MemAvailable"):
-            return int(line.split()[1]) / 1e6
-    return LAPTOP_GB
+    told = [_bytes(Path("/proc/meminfo"), "MemAvailable"), _container(Path("/sys/fs/cgroup")), *_limits()]
+    return min([free / 1e9 for free in told if free is not None], default=LAPTOP_GB)
+
+
+def _container(folder: Path) -> int | None:
+    """Return what a container with limited memory (cgroup 2) has left, its file cache not counted; None: no limit."""
+    limit, used = folder / "memory.max", _bytes(folder / "memory.stat", "anon")
+    if (
+        used is None
+        or not limit.exists()
+        or not (words := limit.read_text(encoding="ascii").strip()).isdigit()
+    ):
+        return None
+    return max(int(words) - used, 0)
+
+
+def _limits() -> Iterator[int]:
+    """Yield what ``ulimit -d`` and ``ulimit -v`` leave to this process."""
+    for limit, name in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
+        most, used = resource.getrlimit(limit)[0], _bytes(Path("/proc/self/status"), name)
+        if most != resource.RLIM_INFINITY and used is not None:
+            yield max(most - used, 0)
+
+
+def _bytes(file: Path, name: str) -> int | None:
+    """Return the bytes that a line of a Linux status file names, ``name: 12 kB`` or ``name 12345``; None without."""
+    for line in file.read_text(encoding="ascii").splitlines() if file.exists() else ():
+        word, _, rest = line.replace(":", " ").partition(" ")
+        if word == name:
+            number, *unit = rest.split()
+            return int(number) * (1024 if unit == ["kB"] else 1)
+    return None

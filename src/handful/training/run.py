@@ -373,6 +373,7 @@ def learn(
     )
     folder.say(
         f"{stage.describe()}, on {stage.device} ({stage.precision}), {eaten(method, source(0))}{several}"
+        + (", read from compressed files, as the cases would not fit into memory" if loaded.streamed else "")
     )
     parts = fit(
         method,
