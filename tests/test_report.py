@@ -3,12 +3,8 @@
 import base64
 import dataclasses
 import json
-import os
 import re
 import shutil
-import subprocess
-from collections.abc import Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 
 import nibabel
@@ -25,36 +21,7 @@ from handful.errors import UsageError
 from handful.metrics.evaluate import evaluate
 from handful.report.figures import curves, error_map, overlay, png, structure_colours, write_progress
 from handful.report.page import write_report
-
-VOID = {"meta", "img", "br", "hr", "link", "input"}
-
-
-class Walk(HTMLParser):
-    """Tags in order, every attribute, and the text outside styles; unbalanced tags are an assertion."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.text = ""
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attributes]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-
-    def handle_data(self, text: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.text += text
+from pages import read, requests_of, visit
 
 
 def metrics_rows(count: int) -> list[dict[str, float]]:
@@ -151,12 +118,6 @@ def page(finished: Path) -> Path:
 def run(finished: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
     return Path(shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("report.html")))
-
-
-def read(page: Path) -> Walk:
-    text = page.read_text(encoding="utf-8")
-    assert text.startswith("<!DOCTYPE html>")
-    return Walk(text)
 
 
 def edit_manifest(run: Path, **changes: object) -> None:
@@ -377,35 +338,6 @@ def test_errors_are_told_apart_and_colours_are_enough() -> None:
     assert len(structure_colours(30)) == 30
 
 
-def browser() -> str:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-    found = next((path for name in names if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip(f"no browser: none of {', '.join(names)} is installed")
-    return found
-
-
-def visit(page: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    flags: Sequence[str] = (
-        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--disable-default-apps", "--disable-extensions",
-        "--disable-dev-shm-usage", "--hide-scrollbars", "--host-resolver-rules=MAP * ~NOTFOUND",
-        "--enable-logging=stderr", "--v=0", f"--user-data-dir={folder / 'profile'}",
-    )  # fmt: skip
-    environment = {
-        **os.environ,
-        "HOME": str(folder),
-        "XDG_CONFIG_HOME": str(folder),
-        "XDG_CACHE_HOME": str(folder),
-    }
-    done = subprocess.run(
-        [browser(), *flags, *options, page.as_uri()],
-        capture_output=True, text=True, timeout=120, env=environment, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done
-
-
 @pytest.mark.browser
 def test_a_browser_opens_the_page_without_an_error_or_a_request(page: Path, tmp_path: Path) -> None:
     shot, log = tmp_path / "page.png", tmp_path / "net.json"
@@ -419,11 +351,7 @@ def test_a_browser_opens_the_page_without_an_error_or_a_request(page: Path, tmp_
     )
     assert "CONSOLE" not in done.stderr, done.stderr
     assert shot.stat().st_size > 100_000
-    traffic = log.read_text(encoding="utf-8", errors="replace")
-    ours = [url for url in re.findall(r'"url":"([^"]*)"', traffic) if url.startswith(("http", "ws", "ftp"))]
-    # the browser itself may ask its maker for updates; nothing may come from the page
-    assert not [url for url in ours if "google" not in url and "gvt1" not in url], ours
-    assert f'"initiator":"{page.as_uri()}' not in traffic
+    assert requests_of(page, log) == []
 
 
 @pytest.mark.browser

@@ -1,4 +1,4 @@
-"""``handful report``: one page about a run."""
+"""``handful report``: one page about a run or a study."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,13 +9,22 @@ from handful.cli.console import say
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN_OR_STUDY", help="Folder of a run or of a study.")],
     *,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The page; default RUN/report.html.")
+        Path | None, typer.Option(metavar="FILE", help="The page; default report.html in the folder.")
     ] = None,
 ) -> None:
-    """Write one self-contained HTML page: data, split, plan, curves, scores, best and worst cases."""
+    """Write one self-contained HTML page.
+
+    Of a run: data, split, plan, curves, scores, best and worst cases. Of a study: label efficiency, differences to the
+    control, cost and protocol; report.md and figure.svg beside it are for a README.
+    """
+    from handful.report.study import is_study, write_study_report
+
+    if is_study(run):
+        say(f"Report: {write_study_report(run, out=out)}")
+        return
     from handful.report.page import write_report
 
     say(f"Report: {write_report(run, out=out)}")

@@ -1,6 +1,6 @@
 """Slices of one case for the page: image, reference, prediction and error, where error or structure is largest."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,6 +99,74 @@ def show_case(
         title = f"{PLANES[across].capitalize()} slice {index + 1} of {len(image)}: {why} ({share:.1f} % of it wrong)"
         rows.append(Row(title, [Panel(name, source(figure, dpi=100)) for name, figure in figures.items()]))
     return rows
+
+
+def compare_case(
+    evidence: Evidence,
+    case: str,
+    predictions: Mapping[str, Path],
+    *,
+    label_values: Sequence[int],
+    colours: Sequence[str],
+) -> Row:
+    """Draw the slice on which several predictions together are most wrong: each above its errors.
+
+    Args:
+        evidence: of a run that knows the case's files.
+        case: its name.
+        predictions: what a prediction is called -> folder it lies in.
+        label_values: value in the files of each class; the first is background.
+        colours: of class 1, 2, ...
+
+    Returns:
+        Panels in two rows of equal length: image and predictions, then reference and errors.
+
+    Raises:
+        DataError: a file is missing or unreadable, or they do not lie on one grid; says which.
+    """
+    image, affine = _read(
+        evidence, _only(listing(mapping(evidence.manifest.get("images")).get(case)), case, "image")
+    )
+    maps = [
+        _read(evidence, path)[0]
+        for path in (
+            _only([mapping(evidence.manifest.get("labels")).get(case)], case, "reference"),
+            *(str((folder / f"{case}.nii.gz").resolve()) for folder in predictions.values()),
+        )
+    ]
+    if any(found.shape != image.shape for found in maps):
+        raise DataError(f"{case}: image, reference and predictions do not have one shape.")
+
+    from handful.data.resampling import to_grid
+
+    image = to_grid(image, affine, (0, 1, 2))
+    maps = [_indices(to_grid(found, affine, (0, 1, 2)), label_values) for found in maps]
+    ras_mm = np.abs(to_spacing(affine))
+    across, window = _slice_axis(evidence, ras_mm), _window(evidence, image)
+    where = _crop(np.any([found > 0 for found in maps], axis=0), ras_mm, across)
+    image, reference, *found = (upright(array[where], across) for array in (image, *maps))
+    errors = [error_map(reference, prediction) for prediction in found]
+    index = int(sum(np.count_nonzero(kind, axis=(1, 2)) for kind in errors).argmax())
+    in_plane = [axis for axis in range(3) if axis != across]
+    pixel_mm = (float(ras_mm[in_plane[1]]), float(ras_mm[in_plane[0]]))
+    draw = partial(overlay, image[index], pixel_mm=pixel_mm)
+    dimmed = (window[0], window[0] + 1.7 * (window[1] - window[0]))
+    figures = {
+        "Image": draw(None, window=window, colours=(), letters=LETTERS[across]),
+        **{
+            name: draw(prediction[index], window=window, colours=colours)
+            for name, prediction in zip(predictions, found)
+        },
+        "Reference": draw(reference[index], window=window, colours=colours),
+        **{
+            f"{name}: errors": draw(kind[index], window=dimmed, colours=(MISSED, EXTRA, CONFUSED), tint=0.8)
+            for name, kind in zip(predictions, errors)
+        },
+    }
+    title = (
+        f"{PLANES[across].capitalize()} slice {index + 1} of {len(image)}: most wrong voxels in all together"
+    )
+    return Row(title, [Panel(name, source(figure)) for name, figure in figures.items()])
 
 
 def to_spacing(affine: NDArray[np.float64]) -> NDArray[np.float64]:

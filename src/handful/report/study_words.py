@@ -1,0 +1,139 @@
+"""What a study found, in sentences: who leads at each budget, by how much, and whether that is more than noise."""
+
+from collections.abc import Sequence
+
+from handful.report.study_files import CONTROL, Row, Study
+from handful.report.words import count
+
+SURE = 0.05
+"""A corrected p-value below this, and an interval without 0, is called more than noise."""
+
+CONTROL_WORDS = "labels only"
+"""What the control is called in sentences and figures."""
+
+GAP = 0.005
+"""A mean gain by selection above this is warned of: differences between methods are often no larger."""
+
+
+def name_of(method: str) -> str:
+    """Return how a method is called in figures and tables."""
+    return CONTROL_WORDS if method == CONTROL else method
+
+
+def budget_words(study: Study, budget: str) -> str:
+    """Return ``2 labelled cases``, ``10 labelled cases (5%)``."""
+    n = study.labelled(budget)
+    cases = f"{n:g} labelled case" + ("" if n == 1 else "s")
+    return cases if budget == f"{n:g}" else f"{cases} ({budget})"
+
+
+def is_sure(row: Row) -> bool:
+    """Say whether a difference to the control is more than noise."""
+    low, high, p = row["low"], row["high"], row["p_corrected"]
+    if low is None or high is None or (p is not None and p >= SURE):
+        return False
+    return bool(low > 0 or high < 0)
+
+
+def leader(study: Study, budget: str) -> Row | None:
+    """Return the row of the highest Dice at a budget; None if nothing was scored there."""
+    rows = [row for row in study.summary if row["budget"] == budget and row["dice"] is not None]
+    return max(rows, key=lambda row: row["dice"], default=None)
+
+
+def headline(study: Study) -> dict[str, str]:
+    """Answer in one sentence; beside it, the lead at the smallest budget."""
+    tops = {budget: top for budget in study.budgets if (top := leader(study, budget)) is not None}
+    names = {str(top["method"]) for top in tops.values()}
+    if len(names) == 1 and len(tops) > 1 and CONTROL not in names:
+        answers = [_answer(study, budget, top, named=False) for budget, top in tops.items()]
+        sentence = f"{names.pop()} leads at every budget: {'; '.join(answers)}."
+    else:
+        answers = [_answer(study, budget, top, named=True) for budget, top in tops.items()]
+        sentence = f"{'; '.join(answers)}."
+        sentence = sentence[:1].upper() + sentence[1:]
+    first, top = next(iter(tops.items()))
+    found = study.cell(study.comparisons, str(top["method"]), first)
+    if found is None:
+        figure = f"{top['dice']:.3f}"
+        caption = f"Dice of {name_of(str(top['method']))} with {budget_words(study, first)}"
+    else:
+        figure = signed(found["difference"])
+        caption = f"Dice: {top['method']} against {CONTROL_WORDS} with {budget_words(study, first)}"
+    return {"figure": figure, "caption": caption, "sentence": sentence}
+
+
+def verdict_words(row: Row) -> str:
+    """Return whether a method is better or worse than the control, or within the noise."""
+    if not is_sure(row):
+        return "within noise"
+    return "better" if row["difference"] > 0 else "worse"
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """Return ``+0.031``, ``−0.012`` with a real minus sign, a dash if there is no value."""
+    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def span(row: Row, digits: int = 3) -> str:
+    """Return the interval of a difference, ``+0.012 to +0.049``; nothing without one."""
+    return "" if row["low"] is None else f"{signed(row['low'], digits)} to {signed(row['high'], digits)}"
+
+
+def warnings(study: Study) -> list[str]:
+    """Say what weakens the numbers on the page."""
+    told = [str(text) for text in study.about.get("warnings") or ()]
+    not_done = [row for row in study.runs if row["status"] != "finished"]
+    if not_done:
+        failed = sum(row["status"] == "failed" for row in not_done)
+        told.append(
+            f"{len(not_done)} of {count(len(study.runs), 'run')} gave no result ({failed} failed, "
+            f"{len(not_done) - failed} not run): means of these methods rest on fewer draws. See Runs."
+        )
+    if study.draws == 1:
+        told.append(
+            "One draw of labels: intervals cover the test patients only. Another choice of labelled cases may turn the "
+            "order, and at few labels it often moves Dice more than a method does (--draws 3 or more)."
+        )
+    if len(study.budgets) == 1:
+        told.append(
+            "One budget: nothing can be said about how fast a method learns, or how many labels it saves."
+        )
+    if not any(row["method"] == CONTROL for row in study.summary):
+        told.append("The control has no result: no gain can be claimed for any method.")
+    gaps = [row for row in study.summary if row.get("selection_gap") is not None]
+    if gaps:
+        worst = max(gaps, key=lambda row: row["selection_gap"])
+        if worst["selection_gap"] >= GAP:
+            mean = sum(row["selection_gap"] for row in gaps) / len(gaps)
+            told.append(
+                f"Choosing each run's checkpoint on the test cases would have added {mean:.3f} Dice on average and "
+                f"{worst['selection_gap']:.3f} for {name_of(str(worst['method']))} with "
+                f"{budget_words(study, str(worst['budget']))}. Nothing was chosen: every score is of the last weights."
+            )
+    return told
+
+
+def failures(study: Study) -> list[Row]:
+    """Return the runs without a result."""
+    return [row for row in study.runs if row["status"] != "finished"]
+
+
+def _answer(study: Study, budget: str, top: Row, *, named: bool) -> str:
+    """Return the clause about one budget."""
+    method, where, dice = str(top["method"]), f"with {budget_words(study, budget)}", f"Dice {top['dice']:.3f}"
+    if method == CONTROL:
+        alone = all(row["method"] == CONTROL for row in study.summary if row["budget"] == budget)
+        return f"{where} {CONTROL_WORDS} reaches {dice}" + ("" if alone else ", and no method beats it")
+    found = study.cell(study.comparisons, method, budget)
+    start = f"{where} {method} leads with {dice}" if named else f"{dice} {where}"
+    if found is None:
+        return f"{start}, with no control to compare it with"
+    noise = "more than noise" if is_sure(found) else "within the noise"
+    ends = f"95 % interval {span(found)}: " if found["low"] is not None else ""
+    return f"{start}, {signed(found['difference'])} against {CONTROL_WORDS} ({ends}{noise})"
+
+
+def order(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """Return rows in the order of their methods in ``names``."""
+    return sorted(rows, key=lambda row: names.index(str(row["method"])))
