@@ -107,6 +107,12 @@ def test_the_gate_leaves_boxes_open() -> None:
     torch.testing.assert_close(sure, (batch.pasted != -1).float().mean())
 
 
+def test_pixels_are_contrasted_every_few_steps() -> None:
+    made, source = method(contrast_every=3), phantom_source(2, progress=0.9)
+    terms = [made.step(made.batch(dataclasses.replace(source, step=n)), 0.9).terms for n in range(7)]
+    assert [n for n, each in enumerate(terms) if "contrast" in each] == [0, 3, 6]
+
+
 def test_the_projector_is_dropped_and_only_made_when_needed() -> None:
     assert set(method().exports()) == {"segmenter"}
     assert not hasattr(method(contrast_weight=0), "project")

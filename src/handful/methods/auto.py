@@ -55,6 +55,7 @@ class Settings:
         box: volume of that box as a share of the patch's, drawn uniformly.
         decay: of the teacher a step; a young teacher follows quickly (``warmed_up``).
         contrast_weight: of the pixel contrast; 0 leaves it out.
+        contrast_every: steps from one pixel contrast to the next: it can cost as much as half a step of the control.
         temperature, width, level: of the pixel contrast: SSCL's temperature; channels of an embedding; decoder level
             whose map is contrasted, 0 is the finest.
         joint_norm: labelled and unlabelled images pass the student, and so batch norm, together.
@@ -70,6 +71,7 @@ class Settings:
     box: tuple[float, float] = (0.1, 0.4)
     decay: float = 0.99  # Mean Teacher
     contrast_weight: float = 0.1
+    contrast_every: int = 4
     temperature: float = 0.1  # SSCL
     width: int = 32
     level: int = 1
@@ -89,8 +91,8 @@ class Settings:
             raise UsageError(
                 "start, ramp, threshold, paste, decay and balance must be between 0 and 1, and box a range in it."
             )
-        if self.temperature <= 0 or self.width < 1 or self.level < 0:
-            raise UsageError("temperature and width must be positive, and level 0 or more.")
+        if self.temperature <= 0 or self.width < 1 or self.contrast_every < 1 or self.level < 0:
+            raise UsageError("temperature, width and contrast_every must be positive, and level 0 or more.")
         if min(count for count in (self.labelled, self.unlabelled, 1) if count is not None) < 1:
             raise UsageError("labelled and unlabelled must be at least 1, or null for the plan's batch.")
 
@@ -101,6 +103,7 @@ class Batch(NamedTuple):
     Attributes:
         image: (B, C, *S).
         label: (B, *S) int64, -1 where unknown.
+        contrasts: whether pixels are contrasted at this step.
         weak: (U, C, *S), the teacher's; None, and all that follows, before ``start`` and without unlabelled cases.
         strong: (U, C, *S), the student's, with boxes of labelled patches pasted in.
         keep: (U, *S) bool, False in those boxes.
@@ -109,6 +112,7 @@ class Batch(NamedTuple):
 
     image: Tensor
     label: Tensor
+    contrasts: bool
     weak: Tensor | None
     strong: Tensor | None
     keep: Tensor | None
@@ -149,8 +153,9 @@ class Auto(Method):
         settings = self.settings
         view = source.view(source.draw_labelled(settings.labelled or source.batch))
         assert view.label is not None
+        contrasts = settings.contrast_weight > 0 and source.step % settings.contrast_every == 0
         if not source.unlabelled or not settings.pseudo_weight or source.progress < settings.start:
-            return Batch(view.image, view.label, None, None, None, None)
+            return Batch(view.image, view.label, contrasts, None, None, None, None)
         count = settings.unlabelled or source.batch
         plain = source.view(source.draw_unlabelled(count), stream=1, intensity=False)
         keep = box_masks(
@@ -160,7 +165,8 @@ class Auto(Method):
         assert other.label is not None
         mixed = plain._replace(image=plain.image.where(keep.unsqueeze(1), other.image))
         strong = source.recolour(mixed, stream=1).image
-        return Batch(view.image, view.label, plain.image, strong, keep, other.label.where(~keep, IGNORE))
+        pasted = other.label.where(~keep, IGNORE)
+        return Batch(view.image, view.label, contrasts, plain.image, strong, keep, pasted)
 
     def step(self, batch: Any, progress: float) -> StepOutput:
         """Dice and cross entropy against labels and sure pseudo-labels, and pixel contrast over both."""
@@ -184,7 +190,7 @@ class Auto(Method):
             terms["pseudo"], logs["pseudo"] = weight * pseudo, pseudo.detach()
             logs["sure"] = (label != IGNORE).float().mean()
             labels.append(label)
-        if settings.contrast_weight:
+        if batch.contrasts:
             z = torch.cat([self.project(each).float() for each in maps])
             groups = torch.cat([downsampled(label, z.shape[2:]) for label in labels])
             contrast = pixel_contrast(
