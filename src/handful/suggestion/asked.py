@@ -93,9 +93,10 @@ def _check(run: Path, roster: Roster) -> str:
             f"--run {run}: it was trained on {expected} image channels, {roster.dataset.name} has {len(found)} "
             f"({', '.join(found)}). Give a run of images with these channels."
         )
-    if kind == PART and metadata.get("data_name") != roster.dataset.name:
+    trained_on = metadata.get("data_name", roster.dataset.name)
+    if kind == PART and trained_on != roster.dataset.name:
         raise UsageError(
-            f"--run {run}: it was trained on {metadata.get('data_name')}, this is {roster.dataset.name}: its doubt "
+            f"--run {run}: it was trained on {trained_on}, this is {roster.dataset.name}: its doubt "
             "would be about the other images. Give a run of this data set, or none for a cold start."
         )
     return kind
