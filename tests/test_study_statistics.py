@@ -1,4 +1,4 @@
-"""What a study concludes, against values worked out by hand, slow obvious versions, and simulations of a known truth."""
+"""What a study concludes, against values worked out by hand, slow versions, and simulations with a known truth."""
 
 import numpy as np
 import pytest
@@ -104,13 +104,13 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(
     draws: int, patients: int, sd: tuple[float, float, float]
 ) -> None:
     rng = np.random.default_rng(3)
-    count, inside, rejected = 300, 0, 0
+    count, inside, rejected = 200, 0, 0
     for _ in range(count):
         found = estimate(crossed(rng, draws=draws, patients=patients, sd=sd), names(patients), resamples=100)
         inside += found.low <= 0 <= found.high
         rejected += found.p < 0.05
-    # 95 % give or take three standard errors of a count of 300; what errs, errs to the wide side
-    assert 0.91 <= inside / count <= 0.995
+    # 95 % give or take three standard errors of a count of 200; what errs, errs to the wide side
+    assert 0.90 <= inside / count <= 0.995
     assert rejected == count - inside
 
 

@@ -1,8 +1,9 @@
 """Frozen dataclasses of settings: read from YAML and ``--set a.b=c``, unknown keys refused by name."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -25,7 +26,8 @@ def build(kind: type[T], values: Mapping[str, Any], *, where: str) -> T:
     """
     _refuse_unknown(kind, values, where=where, path="")
     try:
-        return TypeAdapter(kind).validate_python(dict(values))
+        checked: T = _adapter(cast(Any, kind)).validate_python(dict(values))
+        return checked
     except ValidationError as error:
         lines = [
             f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']} (found {e['input']!r})"
@@ -71,6 +73,12 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def as_dict(settings: Any) -> dict[str, Any]:
     """Return a settings dataclass as nested plain values, complete enough to build it again."""
     return dataclasses.asdict(settings)
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Return what checks a class; making one takes longer than using it a thousand times."""
+    return TypeAdapter(kind)
 
 
 def _refuse_unknown(kind: Any, values: Mapping[str, Any], *, where: str, path: str) -> None:

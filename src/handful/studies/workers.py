@@ -161,7 +161,7 @@ def _together(
 ) -> None:
     waiting, failed = list(tasks), dict[Path, str]()
     pending = {task.out for task in tasks}
-    workers: list[_Worker] = []
+    workers: dict[int, _Worker] = {}
 
     def end(task: Task, outcome: dict[str, Any]) -> None:
         pending.discard(task.out)
@@ -184,21 +184,21 @@ def _together(
         try:
             while True:
                 for number in range(jobs):
-                    if number < len(workers) and workers[number].task is not None:
+                    if number in workers and workers[number].task is not None:
                         continue
                     task = next_task()
                     if task is None:
                         break
-                    if number == len(workers):
-                        workers.append(_start(devices[number % len(devices)], threads))
+                    if number not in workers:
+                        workers[number] = _start(devices[number % len(devices)], threads)
                     workers[number].task = task
                     watcher.started(task)
                     workers[number].line.send(task)
-                busy = [worker for worker in workers if worker.task is not None]
+                busy = [worker for worker in workers.values() if worker.task is not None]
                 if not busy:
                     return
                 ready = multiprocessing.connection.wait([worker.line for worker in busy], timeout=60)
-                for number, worker in enumerate(workers):
+                for number, worker in list(workers.items()):
                     if worker.task is None or worker.line not in ready:
                         continue
                     task = worker.task
@@ -206,14 +206,14 @@ def _together(
                         kind, content = worker.line.recv()
                     except (EOFError, OSError):
                         kind, content = "done", _died(task, worker.process.wait())
-                        workers[number] = _start(devices[number % len(devices)], threads)
+                        del workers[number]
                     if kind == "at":
                         watcher.at(task, content)
                     else:
                         worker.task = None
                         end(task, content)
         finally:
-            _dismiss(workers)
+            _dismiss(list(workers.values()))
 
 
 def _died(task: Task, code: int) -> dict[str, Any]:
