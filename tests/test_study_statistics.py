@@ -59,6 +59,11 @@ def test_one_draw_of_one_patient_says_nothing() -> None:
     assert np.isnan([found.low, found.high, found.p]).all()
 
 
+def test_nothing_scored_is_no_number() -> None:
+    for found in (estimate([], ["a"]), estimate([[[np.nan]], [[np.nan]]], ["a"])):
+        assert np.isnan([found.mean, found.low, found.high, found.p]).all()
+
+
 def test_all_volumes_of_a_patient_go_together() -> None:
     """A patient scored ten times is one patient."""
     values = np.random.default_rng(1).normal(0.8, 0.1, 12)

@@ -86,17 +86,20 @@ def estimate(
     means = np.array([mean_score(table) for table in tables])
     mean = float(means.mean()) if len(means) else float("nan")
     sd = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
+    nothing = Estimate(mean, sd, float("nan"), float("nan"), float("nan"), len(means))
+    if np.isnan(mean):
+        return nothing
     terms = []  # (variance, degrees of freedom)
     if len(means) > 1:
         terms.append((sd**2 / len(means), len(means) - 1))
     count = len(set(patients))
-    if count > 1 and len(means):
+    if count > 1:
         drawn = np.mean(
             [resampled_means(table, patients, resamples=resamples, seed=seed) for table in tables], axis=0
         )
         terms.append((float(np.nanvar(drawn, ddof=1)) * count / (count - 1), count - 1))
-    if not terms or np.isnan(mean):
-        return Estimate(mean, sd, float("nan"), float("nan"), float("nan"), len(means))
+    if not terms:
+        return nothing
     variance = sum(v for v, _ in terms)
     # rounding is not variance: equal scores have none
     if variance < 1e-20:

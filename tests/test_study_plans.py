@@ -1,0 +1,167 @@
+"""What a study's runs share: the plan of their budget and draw, and pre-training where it would be the same."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from handful.artefacts import write_json
+from handful.data.discover import open_dataset
+from handful.data.plan import Normalisation, Plan, read_plan
+from handful.data.splits import make_splits
+from handful.errors import DataError
+from handful.studies.arms import Lengths, assignments_for, parse_arms
+from handful.studies.blind import Blind, write_blind
+from handful.studies.folder import OUTCOME, StudyFolder
+from handful.studies.grid import Asked, Unit, make_units
+from handful.studies.leakage import refuse_shared_patients
+from handful.studies.plans import IMAGES, make_plans, same_start
+from handful.studies.schedule import make_tasks
+from handful.studies.tasks import Task
+from handful.training.decisions import decide_plan
+
+ASKED = Asked(
+    methods=("supervised", "pcl", "supervised_pretrain", "pcl+mean_teacher"),
+    labels=("1", "2"), draws=2, test=None, lengths=Lengths(steps=5, pretrain_steps=7), seed=3,
+    settings=("loop.rows=4", "pcl:loop.lr=0.5"), snapshots=2, patients=None, precision="32-true",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def blind(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Blind:
+    splits = make_splits(open_dataset(phantom_folder), seed=3, draws=2)
+    return write_blind(tmp_path_factory.mktemp("blind"), splits)
+
+
+@pytest.fixture(scope="module")
+def units(phantom_folder: Path) -> tuple[Unit, ...]:
+    return make_units(ASKED, make_splits(open_dataset(phantom_folder), seed=3, draws=2))
+
+
+@pytest.fixture(scope="module")
+def made(
+    blind: Blind, units: tuple[Unit, ...], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Plan]]:
+    folder = tmp_path_factory.mktemp("plans")
+    return folder, make_plans(
+        folder, units, blind, device="cpu", lengths=ASKED.lengths, settings=ASKED.settings
+    )
+
+
+def tasks_of(folder: Path, units: tuple[Unit, ...], blind: Blind, plans: dict[str, Plan]) -> dict[str, Task]:
+    study = StudyFolder(folder)
+    made = make_tasks(study, ASKED, units, blind, plans, plan=None, precision="auto")
+    return {str(task.out.relative_to(folder)): task for task in made}
+
+
+def test_each_budget_and_draw_has_the_plan_its_own_run_would_make(
+    made: tuple[Path, dict[str, Plan]], blind: Blind
+) -> None:
+    folder, plans = made
+    assert set(plans) == {"1-draw0", "1-draw1", "2-draw0", "2-draw1", IMAGES}
+    alone = decide_plan(blind.dataset, blind.parts.select("2", 1), device="cpu")
+    assert plans["2-draw1"] == alone == read_plan(folder / "2-draw1" / "plan.yaml")
+    assert (folder / "2-draw1" / "fingerprint.json").is_file()
+
+
+def test_runs_wait_for_their_pre_training_and_share_it(
+    tmp_path: Path, units: tuple[Unit, ...], blind: Blind, made: tuple[Path, dict[str, Plan]]
+) -> None:
+    tasks = tasks_of(tmp_path, units, blind, made[1])
+    pretrained = [name for name, task in tasks.items() if task.kind == "pretrain"]
+    assert sorted(pretrained) == ["pretrained/pcl/images"] + [
+        f"pretrained/supervised_pretrain/{cell}" for cell in ("1-draw0", "1-draw1", "2-draw0", "2-draw1")
+    ]
+    order = list(tasks)
+    for name, task in tasks.items():
+        if task.init is not None:
+            assert order.index(str(task.init.relative_to(tmp_path))) < order.index(name)
+    both = [tasks[f"runs/2/draw1/{name}"] for name in ("pcl", "pcl+mean_teacher")]
+    assert both[0].init == both[1].init == tmp_path / "pretrained/pcl/images"
+    assert [task.method for task in both] == ["supervised", "mean_teacher"]
+    assert (
+        tasks["runs/2/draw1/supervised_pretrain"].init == tmp_path / "pretrained/supervised_pretrain/2-draw1"
+    )
+    assert tasks["runs/2/draw1/supervised"].init is None
+
+
+def test_tasks_say_how_long_with_which_seed_and_settings(
+    tmp_path: Path, units: tuple[Unit, ...], blind: Blind, made: tuple[Path, dict[str, Plan]]
+) -> None:
+    tasks = tasks_of(tmp_path, units, blind, made[1])
+    images, run = tasks["pretrained/pcl/images"], tasks["runs/2/draw1/pcl"]
+    of_labels = tasks["pretrained/supervised_pretrain/2-draw1"]
+    assert (images.steps, run.steps, of_labels.steps) == (7, 5, 7)
+    assert (images.seed, run.seed, of_labels.seed) == (3, 4, 4)  # draw 1 has its own weights, in every arm
+    assert (images.labels, run.labels, of_labels.labels) == (None, "2", "2")
+    assert images.settings == ("loop.rows=4", "loop.lr=0.5")
+    assert run.settings == ("loop.rows=4",)  # it trains with 'supervised'; pcl was before
+    assert (images.snapshots, run.snapshots) == (0, 2)
+    assert run.begun == tmp_path / "plans" / "2-draw1"
+    assert images.begun == tmp_path / "plans" / IMAGES
+
+
+def test_a_budget_with_other_images_is_pre_trained_for_itself(
+    tmp_path: Path, units: tuple[Unit, ...], blind: Blind, made: tuple[Path, dict[str, Plan]]
+) -> None:
+    """As in CT, where the window is chosen from what is labelled."""
+    window = Normalisation(kind="window", low=-100, high=300, centre=40, spread=80)
+    plans = {**made[1], "1-draw0": replace(made[1]["1-draw0"], channels=(window,))}
+    tasks = tasks_of(tmp_path, units, blind, plans)
+    assert tasks["runs/1/draw0/pcl"].init == tmp_path / "pretrained/pcl/1-draw0"
+    assert tasks["runs/1/draw1/pcl"].init == tmp_path / "pretrained/pcl/images"
+    own = tasks["pretrained/pcl/1-draw0"]
+    assert (own.labels, own.plan, own.begun) == (None, tmp_path / "plans/1-draw0/plan.yaml", None)
+
+
+def test_what_is_finished_is_no_task(
+    tmp_path: Path, units: tuple[Unit, ...], blind: Blind, made: tuple[Path, dict[str, Plan]]
+) -> None:
+    done = ["pretrained/pcl/images", "runs/1/draw0/supervised"]
+    for name in done:
+        write_json(tmp_path / name / OUTCOME, {"status": "finished"})
+    write_json(tmp_path / "runs/1/draw1/supervised" / OUTCOME, {"status": "failed", "reason": "x"})
+    tasks = tasks_of(tmp_path, units, blind, made[1])
+    assert not set(done) & set(tasks)
+    assert "runs/1/draw1/supervised" in tasks
+    assert len(tasks) == len(units) - 1 + 4
+
+
+def test_equal_images_and_network_are_an_equal_start(made: tuple[Path, dict[str, Plan]]) -> None:
+    plan = made[1]["1-draw0"]
+    assert same_start(plan, replace(plan, patch=(8, 8, 8), batch=7, one_piece=()))
+    for changes in (
+        {"spacing_mm": (1.0, 1.0, 1.0)},
+        {"axes": (0, 1, 2)},
+        {"channels": (Normalisation(kind="window", high=1.0),)},
+        {"network": replace(plan.network, blocks=plan.network.blocks + 1)},
+    ):
+        assert not same_start(plan, replace(plan, **changes))
+
+
+def test_arms_are_read_and_the_control_comes_first() -> None:
+    arms = parse_arms(["pcl+supervised", "mona", "pcl", "mona_pretrain+mona"])
+    assert [(arm.name, arm.pretrain, arm.train) for arm in arms] == [
+        ("supervised", None, "supervised"),
+        ("pcl", "pcl", "supervised"),
+        ("mona", None, "mona"),
+        ("mona_pretrain+mona", "mona_pretrain", "mona"),
+    ]
+
+
+def test_a_setting_of_one_method_reaches_no_other() -> None:
+    given = ["loop.lr=0.1", "mae: loop.rows=3", "pcl:method.x=a:b"]
+    assert assignments_for("pcl", given) == ("loop.lr=0.1", "method.x=a:b")
+    assert [text.strip() for text in assignments_for("mae", given)] == ["loop.lr=0.1", "loop.rows=3"]
+
+
+def test_a_patient_on_both_sides_is_named(phantom_folder: Path) -> None:
+    splits = make_splits(open_dataset(phantom_folder))
+    test, train = splits.test[0], splits.pool[0]
+    cases = [
+        replace(case, patient=splits.dataset.case(test).patient) if case.name == train.name else case
+        for case in splits.dataset.cases
+    ]
+    broken = replace(splits, dataset=replace(splits.dataset, cases=tuple(cases)))
+    with pytest.raises(DataError, match=f"{train.name} trains and {test} is tested"):
+        refuse_shared_patients(broken)
