@@ -33,6 +33,7 @@ from handful.metrics.published import (
 )
 from handful.metrics.scores import SCORED, ClassScore, score_case
 from handful.metrics.summary import summarise
+from handful.studies.grid import folder_name
 from handful.training.run import train
 
 LABELS, DRAWS, STEPS, POINTS = "3", 3, 150, 6
@@ -226,7 +227,14 @@ def study_table(study: Path, data: Path) -> Iterator[str]:
         own = [entry for entry in runs if entry["budget"] == budget]
         scored = {}
         for entry in own:
-            folder = study / "predictions" / budget / f"draw{entry['draw']}" / entry["method"]
+            folder = (
+                study
+                / "runs"
+                / folder_name(budget)
+                / f"draw{entry['draw']}"
+                / entry["method"]
+                / "predictions"
+            )
             test = sorted(file.name.removesuffix(".nii.gz") for file in folder.glob("*.nii.gz"))
             if test:
                 scored[entry["method"], entry["draw"]] = score(folder, dataset, test)

@@ -18,13 +18,16 @@ from handful.data.fingerprint import make_fingerprint
 from handful.data.plan import make_plan, write_plan
 from handful.errors import DataError, UsageError
 from handful.report import study as page_of_study
-from handful.report import study_figures
+from handful.report import study_figures, study_files
 from handful.report.study import write_study_report
 from handful.report.study_files import read_study
 from handful.report.study_pictures import pictures
-from handful.report.study_tables import results
-from handful.report.study_words import headline, is_sure, leader, warnings
-from made_up_study import make_study
+from handful.report.study_tables import comparisons, results, verdict_counts
+from handful.report.study_words import SURE, headline, is_sure, leader, warnings
+from handful.studies import results as engine
+from handful.studies.arms import Arm
+from handful.studies.grid import Unit
+from made_up_study import COLUMNS, make_study
 from pages import read, requests_of, visit
 
 FAILED = {("pcl", "2", 1): "step 12: loss is not finite."}
@@ -96,7 +99,7 @@ def test_every_number_of_the_tables_is_on_the_page(page: Path, study: Path) -> N
         ):
             assert number in text
             shown += 1
-        assert f"rank {row['rank']}" in text
+        assert f"rank {row['rank']}.0" in text
     for row in rows(study / "comparisons.csv"):
         assert f"{float(row['difference']):+.3f}".replace("-", "−") in text
         shown += 1
@@ -168,7 +171,7 @@ def test_the_markdown_holds_the_table_the_figure_and_the_command(page: Path, stu
 
 def test_failed_and_missing_runs_are_shown_with_their_reason(page: Path) -> None:
     text = read(page).text
-    assert "2 of 18 runs gave no result (1 failed, 1 not run)" in text
+    assert "2 of 18 runs are not in the results" in text
     assert FAILED["pcl", "2", 1] in text
     assert "no reason was recorded" in text
 
@@ -182,7 +185,9 @@ def test_the_answer_names_the_leader_its_lead_and_whether_it_is_noise(copy: Path
     for row in lead.values():
         assert f"{float(row['low']):+.3f} to {float(row['high']):+.3f}" in found["sentence"]
 
-    edit(copy / "comparisons.csv", {"method": "mona", "budget": "5%"}, low="-0.002")
+    edit(
+        copy / "comparisons.csv", {"method": "mona", "budget": "5%"}, low="-0.002", verdict="within the noise"
+    )
     sentence = headline(read_study(copy))["sentence"]
     assert sentence.count("more than noise") == 1
     assert sentence.count("−0.002 to") == 1
@@ -194,13 +199,29 @@ def test_the_answer_names_the_leader_its_lead_and_whether_it_is_noise(copy: Path
     assert "with 10 labelled cases (5%) labels only reaches Dice 0.990, and no method beats it" in sentence
 
 
-def test_more_than_noise_needs_the_interval_and_the_corrected_test() -> None:
-    row = {"low": 0.01, "high": 0.03, "p_corrected": 0.01}
-    assert is_sure(row)
-    assert is_sure({**row, "low": -0.03, "high": -0.01})
-    assert not is_sure({**row, "low": -0.001})
-    assert not is_sure({**row, "p_corrected": 0.05})
-    assert not is_sure({**row, "low": None, "high": None})
+def test_the_verdict_is_the_study_s_own(copy: Path) -> None:
+    """An interval without 0 is not enough: the study corrects for having asked several questions."""
+    edit(copy / "comparisons.csv", {"budget": "5%"}, verdict="more than noise")
+    edit(copy / "comparisons.csv", {"budget": "2"}, low="0.01", high="0.03", verdict="within the noise")
+    found = read_study(copy)
+    assert [is_sure(row) for row in found.comparisons] == [row["budget"] == "5%" for row in found.comparisons]
+    assert verdict_counts(found) == {"sure": 2, "all": 4}
+    for line in next(group for group in comparisons(found) if group.heading == "2 labelled cases").rows:
+        assert line[-1] == "within the noise"
+
+
+def test_words_and_places_are_those_of_the_engine(study: Path) -> None:
+    """The page may not import the engine, so that this is where the two are held together."""
+    assert (SURE, study_files.CONTROL) == (engine.SURE, engine.CONTROL)
+    assert {name.removesuffix(".csv") for name in study_files.COLUMNS} == set(engine.COLUMNS)
+    for name, columns in study_files.COLUMNS.items():
+        assert set(columns) <= set(engine.COLUMNS[name.removesuffix(".csv")].split(","))
+    for name, columns in COLUMNS.items():
+        assert columns.split() == engine.COLUMNS[name].split(","), "the made-up tables are like the real ones"
+    found = read_study(study)
+    for budget in ("2", "5%", "3p", "@lists/first five.txt"):
+        unit = Unit(arm=Arm(name="pcl", train="pcl"), budget=budget, draw=3, n_labelled=2)
+        assert found.run(budget, 3, "pcl") == study / unit.place
 
 
 def test_ranks_lead_and_means_agree_with_the_scores(study: Path) -> None:
@@ -225,15 +246,15 @@ def test_ranks_lead_and_means_agree_with_the_scores(study: Path) -> None:
         assert top is not None
         assert top["method"] == max(best, key=lambda name: best[name])
     for line in results(found):
-        assert line["rank"] == np.mean([float(cell["rank"]) for cell in line["cells"]])
-    assert [line["rank"] for line in results(found)] == sorted(line["rank"] for line in results(found))
+        assert line["rank"] == found.about["ranks"][line["method"]]
+        assert [cell["best"] for cell in line["cells"]] == [cell["rank"] == "1.0" for cell in line["cells"]]
 
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("settings", "expected", "absent"),
     [
-        ({"draws": 1}, ["One draw of labels", "leads at every budget"], ["±"]),
+        ({"draws": 1}, ["One draw: intervals", "leads at every budget", "one draw: not decided)"], ["more than"]),
         ({"budgets": {"2": 2}}, ["One budget", "With 2 labelled cases mona leads"], []),
         ({"methods": ("supervised",)}, ["Nothing was compared", "labels only reaches Dice"], ["beats it"]),
         (
@@ -243,12 +264,12 @@ def test_ranks_lead_and_means_agree_with_the_scores(study: Path) -> None:
         ),
         (
             {"failed": {("mona", b, d): "killed" for b in ("2", "4") for d in (0, 1)}},
-            ["4 of 12 runs gave no result (4 failed, 0 not run)", "pcl leads at every budget"],
+            ["4 of 12 runs are not in the results", "pcl leads at every budget"],
             [],
         ),
         ({"failed": {(m, "2", d): "x" for m in ("supervised", "pcl", "mona") for d in (0, 1)}},
          ["6 of 12 runs", "With 4 labelled cases mona leads"], []),
-        ({"draws": 1, "budgets": {"1": 1}, "cases": 1, "classes": ("organ",)}, ["One draw", "with 1 labelled case"], []),
+        ({"draws": 1, "budgets": {"1": 1}, "cases": 1, "classes": ("organ",)}, ["One draw", "1 labelled case"], []),
     ],
     ids=["draw", "budget", "control only", "no control", "no method", "no budget", "least"],
 )  # fmt: skip
@@ -271,7 +292,7 @@ def test_what_is_missing_leaves_a_page_that_says_so(
     for text in absent:
         assert text not in walk.text.split("Other measures")[0].split("Mean Dice")[0], text
     assert "could not be shown" not in walk.text
-    assert ("See Runs" in walk.text) == bool(settings.get("failed"))
+    assert ("are not in the results" in walk.text) == bool(settings.get("failed"))
 
 
 def test_an_unfinished_study_says_how_far_it_is_and_what_to_do(copy: Path) -> None:
@@ -283,6 +304,7 @@ def test_an_unfinished_study_says_how_far_it_is_and_what_to_do(copy: Path) -> No
         (run / "recipe.yaml").touch()
         if number:
             (run / "weights.safetensors").touch()
+            (run / "outcome.json").touch()
     before = sorted(copy.rglob("*"))
     with pytest.raises(UsageError, match=r"no scores\.csv, summary\.csv") as caught:
         write_study_report(copy)
@@ -344,17 +366,16 @@ def test_names_cannot_become_markup_or_formulas(tmp_path: Path) -> None:
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {3}
 
 
-def test_a_warning_tells_what_selection_would_have_faked(copy: Path) -> None:
+def test_one_warning_tells_what_selection_would_have_faked(copy: Path) -> None:
     def told() -> list[str]:
-        return [text for text in warnings(read_study(copy)) if "checkpoint" in text]
+        return [text for text in warnings(read_study(copy)) if "checkpoint" in text or "selection" in text]
 
     lines = rows(copy / "summary.csv")
     rewrite(copy / "summary.csv", [line | {"selection_gap": "0.001"} for line in lines])
-    assert told() == []
     edit(copy / "summary.csv", {"method": "mona", "budget": "5%"}, selection_gap="0.061")
     (text,) = told()
     assert "0.011 Dice on average" in text
-    assert "0.061 for mona with 10 labelled cases (5%)" in text
+    assert "(0.061) for mona with 10 labelled cases (5%)" in text
     rewrite(copy / "summary.csv", [line | {"selection_gap": ""} for line in lines])
     assert told() == []
 
@@ -422,22 +443,18 @@ def test_the_worst_case_is_drawn_from_files_at_hand(phantom_folder: Path, tmp_pa
     (folder / "scores.csv").write_text((folder / "scores.csv").read_text().replace("case_000", case.name))
     assert pictures(read_study(folder)) == [], "without predictions there is nothing to draw"
     label = nibabel.load(case.label)
-    reference = np.asanyarray(label.dataobj)
     for method, shift in (("supervised", 2), ("mona", 1)):
-        out = folder / "predictions" / "2" / "draw0" / method
-        out.mkdir(parents=True)
-        nibabel.save(
-            nibabel.Nifti1Image(np.roll(reference, shift, axis=0), label.affine), out / f"{case.name}.nii.gz"
-        )
+        run = folder / "runs" / "2" / "draw0" / method
+        (run / "predictions").mkdir(parents=True)
+        moved = nibabel.Nifti1Image(np.roll(np.asanyarray(label.dataobj), shift, axis=0), label.affine)
+        nibabel.save(moved, run / "predictions" / f"{case.name}.nii.gz")
+        write_plan(run / "plan.yaml", make_plan(make_fingerprint(data, data.labelled, data.labelled), data))
+        write_json(run / "summary.json", {"made_from": {"references": str(tmp_path / "gone")}})
     (shown,) = pictures(read_study(folder))
     assert shown["row"] is None
-    assert "runs" in shown["trouble"] or "predictions" in shown["trouble"]
-    run = folder / "runs" / "2" / "draw0" / "supervised"
-    run.mkdir(parents=True)
-    write_plan(run / "plan.yaml", make_plan(make_fingerprint(data, data.labelled, data.labelled), data))
-    images, labels = {case.name: [str(path) for path in case.images]}, {case.name: str(case.label)}
+    assert f"not at {tmp_path / 'gone'} any more" in shown["trouble"]
     write_json(
-        run / "manifest.json", {"images": images, "labels": labels, "dataset": {"root": str(data.root)}}
+        run.with_name("supervised") / "summary.json", {"made_from": {"references": str(phantom_folder)}}
     )
     (shown,) = pictures(read_study(folder))
     assert shown["trouble"] == ""

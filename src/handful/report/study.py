@@ -36,7 +36,7 @@ REFERENCES = (
     "Maier-Hein, Reinke et al., 2024. Metrics reloaded: recommendations for image analysis validation. "
     "Nature Methods 21. doi:10.1038/s41592-023-02151-z",
     "Holm, 1979. A simple sequentially rejective multiple test procedure. Scandinavian Journal of Statistics 6.",
-    "Efron and Tibshirani, 1993. An Introduction to the Bootstrap. Chapman and Hall.",
+    "Hesterberg, 2015. What teachers should know about the bootstrap. The American Statistician 69(4). arXiv:1411.5279",
 )
 
 
@@ -196,8 +196,15 @@ def _log(study: Study) -> list[tuple[str, str]]:
     keep = {*range(LOG_ENDS), *range(len(entries) - LOG_ENDS, len(entries))}
     lines, gap = [], False
     for place, entry in enumerate(entries):
-        moment = str(entry.get("time") or entry.get("at") or "").replace("T", " ")[:19]
-        text = _plain({key: value for key, value in entry.items() if key not in ("time", "at", "event")})
+        moment = str(entry.get("time") or "").replace("T", " ")[:19]
+        text = _plain(
+            {
+                # lists of runs and tables of hashes: how long they are is enough here
+                key: len(value) if isinstance(value, dict | list) else value
+                for key, value in entry.items()
+                if key not in ("time", "event")
+            }
+        )
         event = str(entry.get("event") or "")
         if place not in keep and "test" not in event:
             gap = True

@@ -68,10 +68,11 @@ class Study:
 
     @property
     def methods(self) -> list[str]:
-        """Return the control and then the others, best mean rank first; those without a score last."""
+        """Return the control and then the others, best mean rank first; those without a rank last."""
         ranks: dict[str, list[float]] = {str(row["method"]): [] for row in self.runs}
         for row in self.summary:
-            ranks.setdefault(str(row["method"]), []).append(row["rank"])
+            if row["rank"] is not None:
+                ranks.setdefault(str(row["method"]), []).append(row["rank"])
         mean = {name: sum(own) / len(own) if own else float("inf") for name, own in ranks.items()}
         return sorted(mean, key=lambda name: (name != CONTROL, mean[name]))
 
@@ -86,8 +87,14 @@ class Study:
         return max((int(row["draws"]) for row in self.summary), default=0)
 
     def labelled(self, budget: str) -> float:
-        """Return how many labelled cases a budget is."""
-        return next(float(row["n_labelled"]) for row in self.runs if row["budget"] == budget)
+        """Return how many labelled cases a budget is; a mean where draws of patients differ in their cases."""
+        known = [row["n_labelled"] for row in (*self.summary, *self.runs) if row["budget"] == budget]
+        return float(known[0])
+
+    def run(self, budget: str, draw: int, method: str) -> Path:
+        """Return the folder of a run."""
+        place = Path(budget[1:]).stem if budget.startswith("@") else budget.replace("%", "pct")
+        return self.folder / "runs" / place / f"draw{draw}" / method
 
     def cell(self, table: Sequence[Row], method: str, budget: str) -> Row | None:
         """Return the row of ``table`` for a method at a budget, or None."""
@@ -209,7 +216,7 @@ def _so_far(folder: Path) -> str:
     runs = [path.parent for path in folder.glob("runs/*/draw*/*/recipe.yaml")]
     if not runs:
         return " No run was started."
-    done = sum((run / "weights.safetensors").is_file() for run in runs)
+    done = sum((run / "weights.safetensors").is_file() and (run / "outcome.json").is_file() for run in runs)
     try:
         asked = read_yaml(folder / "study.yaml")
     except DataError:

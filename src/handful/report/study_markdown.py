@@ -25,7 +25,7 @@ def markdown(study: Study, *, figure: str) -> str:
         "",
         f"Mean over {count(cases, 'test case')} and {count(study.draws, 'draw')} of labels"
         f"{' ± standard deviation over draws' if study.draws > 1 else ''}; in brackets the difference to labels only, "
-        "with a star if its 95 % interval is without 0 and p, corrected for all comparisons, is below 0.05. "
+        "with a star if it is more than noise (p below 0.05, corrected over the methods of a budget). "
         "Weights are those of the last step; nothing was selected on the test cases.",
     ]
     if failures(study):

@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from handful.report.evidence import mapping, number
 from handful.report.figures import structure_colours
 from handful.report.study_figures import minutes
 from handful.report.study_files import CONTROL, Row, Study
-from handful.report.study_words import budget_words, is_sure, name_of, signed, span, verdict_words
-from handful.report.words import duration, figures, interval
+from handful.report.study_words import budget_words, is_sure, name_of, signed, span
+from handful.report.words import duration, figures
 
 WORST = 8
 """Cases listed a budget."""
@@ -31,17 +32,16 @@ def results(study: Study) -> list[dict[str, Any]]:
     lines = []
     for method in study.methods:
         rows = {budget: study.cell(study.summary, method, budget) for budget in study.budgets}
-        ranks = [row["rank"] for row in rows.values() if row]
         lines.append(
             {
                 "method": method,
                 "name": name_of(method),
                 "control": method == CONTROL,
                 "cells": [_result(row, best[budget]) for budget, row in rows.items()],
-                "rank": float(np.mean(ranks)) if len(ranks) == len(rows) else None,
+                "rank": number(mapping(study.about.get("ranks")).get(method)),
             }
         )
-    return sorted(lines, key=lambda line: (line["rank"] is None, line["rank"] or 0.0))
+    return lines
 
 
 def other_measures(study: Study) -> list[Group]:
@@ -66,7 +66,7 @@ def comparisons(study: Study) -> list[Group]:
         lambda method, budget: (
             [
                 method, signed(row["difference"]), span(row) or "–", _p(row.get("p")),
-                _p(row["p_corrected"]), _whole(row.get("draws")), verdict_words(row),
+                _p(row["p_corrected"]), _whole(row.get("draws")), str(row["verdict"]),
             ]
             if (row := study.cell(study.comparisons, method, budget))
             else None
@@ -100,9 +100,15 @@ def saved(study: Study) -> list[Group]:
         if row is None:
             return None
         equal, n = row["equal_labels"], study.labelled(budget)
-        ends = "" if row["low"] is None or row["high"] is None else interval((row["low"], row["high"]), 1)
+        ends = [figures(row[end], 1) if row[end] is not None else "…" for end in ("low", "high")]
         more = "–" if equal is None else signed(equal - n, 1)
-        return [f"{n:g}", figures(equal, 1), ends or "–", more, str(row["note"] or "")]
+        return [
+            f"{n:g}",
+            figures(equal, 1),
+            "–".join(ends) if equal is not None else "–",
+            more,
+            str(row["note"] or ""),
+        ]
 
     groups = [
         Group(name_of(method), [row for budget in study.budgets if (row := line(method, budget))])
@@ -204,7 +210,7 @@ def _result(row: Row | None, best: float | None) -> dict[str, Any] | None:
         "dice": row["dice"],
         "sd": row["dice_sd"],
         "ends": ends,
-        "rank": _whole(row["rank"]),
+        "rank": figures(row["rank"], 1),
         "best": row["dice"] == best,
     }
 

@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 
+from handful.report.evidence import listing
 from handful.report.study_files import CONTROL, Row, Study
-from handful.report.words import count
 
-SURE = 0.05
-"""A corrected p-value below this, and an interval without 0, is called more than noise."""
+SURE = "more than noise"
+"""The verdict of a difference that is not put down to chance, as ``comparisons.csv`` has it."""
 
 CONTROL_WORDS = "labels only"
 """What the control is called in sentences and figures."""
-
-GAP = 0.005
-"""A mean gain by selection above this is warned of: differences between methods are often no larger."""
 
 
 def name_of(method: str) -> str:
@@ -28,11 +25,8 @@ def budget_words(study: Study, budget: str) -> str:
 
 
 def is_sure(row: Row) -> bool:
-    """Say whether a difference to the control is more than noise."""
-    low, high, p = row["low"], row["high"], row["p_corrected"]
-    if low is None or high is None or (p is not None and p >= SURE):
-        return False
-    return bool(low > 0 or high < 0)
+    """Say whether a difference to the control is more than noise, by the study's own verdict."""
+    return bool(row["verdict"] == SURE)
 
 
 def leader(study: Study, budget: str) -> Row | None:
@@ -63,13 +57,6 @@ def headline(study: Study) -> dict[str, str]:
     return {"figure": figure, "caption": caption, "sentence": sentence}
 
 
-def verdict_words(row: Row) -> str:
-    """Return whether a method is better or worse than the control, or within the noise."""
-    if not is_sure(row):
-        return "within noise"
-    return "better" if row["difference"] > 0 else "worse"
-
-
 def signed(value: float | None, digits: int = 3) -> str:
     """Return ``+0.031``, ``−0.012`` with a real minus sign, a dash if there is no value."""
     return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
@@ -77,41 +64,40 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 def span(row: Row, digits: int = 3) -> str:
     """Return the interval of a difference, ``+0.012 to +0.049``; nothing without one."""
-    return "" if row["low"] is None else f"{signed(row['low'], digits)} to {signed(row['high'], digits)}"
+    return (
+        ""
+        if row["low"] is None or row["high"] is None
+        else f"{signed(row['low'], digits)} to {signed(row['high'], digits)}"
+    )
 
 
 def warnings(study: Study) -> list[str]:
-    """Say what weakens the numbers on the page."""
-    told = [str(text) for text in study.about.get("warnings") or ()]
-    not_done = [row for row in study.runs if row["status"] != "finished"]
-    if not_done:
-        failed = sum(row["status"] == "failed" for row in not_done)
-        told.append(
-            f"{len(not_done)} of {count(len(study.runs), 'run')} gave no result ({failed} failed, "
-            f"{len(not_done) - failed} not run): means of these methods rest on fewer draws. See Runs."
-        )
-    if study.draws == 1:
-        told.append(
-            "One draw of labels: intervals cover the test patients only. Another choice of labelled cases may turn the "
-            "order, and at few labels it often moves Dice more than a method does (--draws 3 or more)."
-        )
+    """Say what weakens the numbers on the page: what the study wrote down itself, and what shows only here."""
+    shown_elsewhere = (
+        *(f"{row['method']}, {row['budget']}, draw {row['draw']:g}: " for row in failures(study)),
+        *(f"{method}: selection on the test set" for method in study.methods),
+    )
+    told = [
+        str(text)
+        for text in listing(study.about.get("warnings"))
+        if not str(text).startswith(shown_elsewhere)
+    ]
     if len(study.budgets) == 1:
         told.append(
-            "One budget: nothing can be said about how fast a method learns, or how many labels it saves."
+            "one budget: nothing can be said about how fast a method learns, or how many labels it saves."
         )
     if not any(row["method"] == CONTROL for row in study.summary):
-        told.append("The control has no result: no gain can be claimed for any method.")
+        told.append("the control has no result: no gain can be claimed for any method.")
     gaps = [row for row in study.summary if row.get("selection_gap") is not None]
     if gaps:
         worst = max(gaps, key=lambda row: row["selection_gap"])
-        if worst["selection_gap"] >= GAP:
-            mean = sum(row["selection_gap"] for row in gaps) / len(gaps)
-            told.append(
-                f"Choosing each run's checkpoint on the test cases would have added {mean:.3f} Dice on average and "
-                f"{worst['selection_gap']:.3f} for {name_of(str(worst['method']))} with "
-                f"{budget_words(study, str(worst['budget']))}. Nothing was chosen: every score is of the last weights."
-            )
-    return told
+        mean = sum(row["selection_gap"] for row in gaps) / len(gaps)
+        told.append(
+            f"choosing each run's checkpoint on the test cases would have added {mean:.3f} Dice on average, most "
+            f"({worst['selection_gap']:.3f}) for {name_of(str(worst['method']))} with "
+            f"{budget_words(study, str(worst['budget']))}. Nothing was chosen: every score is of the last weights."
+        )
+    return [text[:1].upper() + text[1:] for text in told]
 
 
 def failures(study: Study) -> list[Row]:
@@ -129,9 +115,8 @@ def _answer(study: Study, budget: str, top: Row, *, named: bool) -> str:
     start = f"{where} {method} leads with {dice}" if named else f"{dice} {where}"
     if found is None:
         return f"{start}, with no control to compare it with"
-    noise = "more than noise" if is_sure(found) else "within the noise"
-    ends = f"95 % interval {span(found)}: " if found["low"] is not None else ""
-    return f"{start}, {signed(found['difference'])} against {CONTROL_WORDS} ({ends}{noise})"
+    ends = f"95 % interval {span(found)}: " if span(found) else ""
+    return f"{start}, {signed(found['difference'])} against {CONTROL_WORDS} ({ends}{found['verdict']})"
 
 
 def order(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
