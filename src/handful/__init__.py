@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from handful.inference.predict import predict as predict
     from handful.metrics.evaluate import evaluate as evaluate
     from handful.report.page import write_report as write_report
+    from handful.report.study import write_study_report as write_study_report
     from handful.studies.study import study as study
     from handful.suggestion.suggest import suggest as suggest
     from handful.training.result import Run as Run
@@ -49,6 +50,7 @@ _HOMES = {
     "suggest": "handful.suggestion.suggest",
     "train": "handful.training.run",
     "write_report": "handful.report.page",
+    "write_study_report": "handful.report.study",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,18 @@ class Study:
             key: ``class`` or ``case``.
         """
         own: dict[str, dict[int, list[float]]] = {}
-        for row in self.scores:
-            if (row["method"], row["budget"]) == (method, budget) and row["dice"] is not None:
+        for row in self._scores_of.get((method, budget), ()):
+            if row["dice"] is not None:
                 own.setdefault(str(row[key]), {}).setdefault(int(row["draw"]), []).append(row["dice"])
         return {name: np.array([np.mean(values) for values in draws.values()]) for name, draws in own.items()}
+
+    @cached_property
+    def _scores_of(self) -> Mapping[tuple[str, str], list[Row]]:
+        """Scores of each method and budget: there may be very many."""
+        found: dict[tuple[str, str], list[Row]] = {}
+        for row in self.scores:
+            found.setdefault((row["method"], row["budget"]), []).append(row)
+        return found
 
 
 def is_study(folder: Path) -> bool:
