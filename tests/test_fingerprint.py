@@ -253,3 +253,14 @@ def test_real_volumes(shared_data):
     for anterior, posterior in (found.classes[:2], found.classes[2:]):
         assert anterior.centroid[1] > posterior.centroid[1]
         assert 0.5 < anterior.volume_ml < 4
+
+
+@pytest.mark.parametrize("with_label", [True, False])
+def test_what_is_kept_of_a_volume_does_not_keep_the_volume(dataset, monkeypatch, with_label):
+    monkeypatch.setattr(module, "POOLED_PER_CASE", 50)
+    seen = module._look_at(dataset.cases[0], dataset, with_label=with_label)
+    for values, count in (*seen.foreground, *seen.body):
+        assert len(values) <= 50
+        assert values.base is None
+        assert count >= len(values)
+    assert seen.body[0][1] == np.prod(SHAPE)

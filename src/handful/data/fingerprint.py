@@ -228,7 +228,7 @@ def _look_at(case: Case, dataset: Dataset, *, with_label: bool) -> _Seen:
         ),
     )
     body = [_thinned(channel[channel > BODY_HU]) for channel in voxels]
-    nothing = (voxels[0, :0].ravel(), 0)
+    nothing = (np.zeros(0, voxels.dtype), 0)
     if not with_label:
         return _Seen(fingerprint, (), None, [nothing] * len(voxels), body)
     if case.label is None:
@@ -338,7 +338,8 @@ def _in_ras(
 
 
 def _thinned(values: NDArray[Any]) -> tuple[NDArray[Any], int]:
-    return thin(values, POOLED_PER_CASE), values.size
+    """Return some of the values, copied: views would keep all volumes whole in memory."""
+    return thin(values, POOLED_PER_CASE).copy(), values.size
 
 
 def _pool(parts: Sequence[tuple[NDArray[Any], int]]) -> Intensities:
