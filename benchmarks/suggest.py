@@ -2,6 +2,7 @@
 
     python benchmarks/suggest.py DATA_FOLDER                 # Task04_Hippocampus and ACDC inside it
     python benchmarks/suggest.py DATA_FOLDER --train OUT     # hours: also trains short runs on each choice
+    python benchmarks/suggest.py DATA_FOLDER --only Task04_Hippocampus --ask RUN    # minutes: does a run's doubt tell?
 
 Two measures of a choice. *Coverage*: the mean distance of a case to the nearest chosen one, in the features that the
 choice was made from. *Transfer*: every other case gets the label map of its nearest chosen case, the volumes laid
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
+from scipy.stats import spearmanr
 
 from handful.data.cases import Case, Dataset
 from handful.data.discover import open_dataset
@@ -162,6 +164,41 @@ def train_choices(
     return scores
 
 
+def asked(pool: Pool, run: Path) -> str:
+    """Return how a run's uncertainty about cases it did not learn from goes with their Dice, structure by structure."""
+    from handful.data.io import read_image
+    from handful.data.preprocess import prepare
+    from handful.inference.model import load_model
+    from handful.suggestion.warm import class_uncertainty
+
+    model = load_model(run)
+    used = {*model.metadata["labelled"], *model.metadata.get("labels_used", [])}
+    cases = [case for case in pool.cases if case.name not in used]
+    doubt, dice = [], []
+    for case in cases:
+        prepared = prepare(read_image(case.images), read_label(case.label), model.plan)
+        probabilities = model.probabilities(prepared.image)
+        doubt.append(class_uncertainty(probabilities))
+        found = probabilities.argmax(axis=0)
+        scores = []
+        for k in range(1, len(probabilities)):
+            mine, theirs = found == k, prepared.label == k
+            both = mine.sum() + theirs.sum()
+            scores.append(2 * (mine & theirs).sum() / both if both else np.nan)
+        dice.append(scores)
+    told = []
+    for k, name in enumerate(model.plan.label_names[1:]):
+        unsure, score = np.array(doubt)[:, k], np.array(dice)[:, k]
+        seen = np.isfinite(score)
+        correlation = spearmanr(unsure[seen], score[seen]).statistic
+        most = np.argsort(-unsure[seen])[: max(1, seen.sum() // 10)]
+        told.append(
+            f"{name}: Spearman {correlation:+.2f}, Dice {score[seen].mean():.3f}, of the most uncertain tenth "
+            f"{score[seen][most].mean():.3f}"
+        )
+    return f"{len(cases)} cases; " + "; ".join(told)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -172,9 +209,16 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=100, help="random halves of the pool")
     parser.add_argument("--train", type=Path, metavar="OUT", help="also train on each choice; hours")
+    parser.add_argument(
+        "--ask", type=Path, metavar="RUN", help="only compare a segmenter's doubt with its Dice"
+    )
     parser.add_argument("--steps", type=int, default=300, help="of each training")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    if arguments.ask:
+        for name in arguments.only:
+            print(f"{name}: {asked(load(arguments.data / name, arguments.threads), arguments.ask)}")
+        return
     print(
         "| set, labels | rule | measure | suggested | random: mean, sd, range | halves: mean gain, sd, share won |"
     )

@@ -442,6 +442,28 @@ def test_bad_input_ends_with_words_and_its_code(
     assert not (tmp_path / "w").exists()
 
 
+def test_a_folder_of_images_alone_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "new"
+    for number, points in enumerate(groups((3, 2), spread=1.0)):
+        values = (
+            np.random.default_rng(number).normal(size=(7, 6, 5)) + np.linspace(0, points[0], 7)[:, None, None]
+        )
+        save(root / "images" / f"i{number}.nii.gz", values.astype(np.float32))
+    found = suggest(root, count=2)
+    assert found.labelled == ()
+    assert found.coverage.before is None
+    assert all(item.distance_to_nearest_labelled is None for item in found.items)
+    assert [item.mask for item in found.items] == [
+        str(root / "labels" / f"{i.case}.nii.gz") for i in found.items
+    ]
+    assert main(["suggest", str(root), "--count", "2", "--json", "--out", str(tmp_path / "w")]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [item["case"] for item in shown["items"]] == [item.case for item in found.items]
+    assert shown["coverage"]["mean"]["suggested"] == pytest.approx(found.coverage.mean.suggested)
+    with pytest.raises(UsageError, match="--trust is about a model"):
+        suggest(root, trust=True)
+
+
 def test_nothing_to_suggest_and_damaged_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = nnunet(tmp_path / "n")
     assert main(["suggest", str(root)]) == 2

@@ -138,6 +138,8 @@ def suggest(
     runs = [Path(run)] if isinstance(run, str | Path) else [Path(one) for one in run]
     if count < 1:
         raise UsageError(f"--count {count}: at least one case can be suggested.")
+    if (trust or tta) and not runs:
+        raise UsageError(f"{'--trust' if trust else '--tta'} is about a model: name its --run.")
     roster = make_roster(
         Path(data),
         labels=labels,

@@ -58,7 +58,7 @@ def mask_of(dataset: Dataset, case: Case) -> Path:
     name = f"{case.name}{suffix if suffix in NIFTI else '.nii.gz'}"
     folders = {"imagesTr": "labelsTr", "imagesUn": "labelsTr", "images": "labels"}
     if dataset.layout == "csv":
-        return case.images[0].parent.parent / "labels" / name
+        return dataset.root / "labels" / name
     return dataset.root / folders.get(case.images[0].parent.name, "labelsTr") / name
 
 
