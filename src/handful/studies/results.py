@@ -294,10 +294,10 @@ def _run_row(folder: StudyFolder, unit: Unit, scored: Scored | None) -> Row:
 
 def _pretrain_seconds(folder: StudyFolder, unit: Unit) -> float | None:
     """Return what the pre-training of a run took, also where other runs share it."""
-    own = folder.run(unit) / "pretrain" / "manifest.json"  # a method that pre-trains inside its run
+    ran = read_json(folder.run(unit) / "manifest.json")
     if unit.arm.pretrain is None:
-        return read_json(own).get("seconds") if own.is_file() else 0.0
-    init = read_json(folder.run(unit) / "manifest.json")["init"]
+        return float(ran.get("pretrain_seconds", 0.0))  # a method may pre-train inside its run
+    init = ran["init"]
     manifest = Path(init["run"]) / "manifest.json" if init else None
     if manifest is None or not manifest.is_file():
         places = [folder.pretrained / unit.arm.pretrain / name for name in (unit.cell, IMAGES)]
@@ -335,6 +335,12 @@ def _warnings(
             "over the draws that finished, differences over those that finished in both arms, ranks over budgets and "
             "draws that all methods finished."
         )
+    same: dict[float, list[str]] = {}
+    for budget, labels in found.labelled.items():
+        same.setdefault(labels, []).append(budget)
+    for labels, budgets in same.items():
+        if len(budgets) > 1:
+            said.append(f"the budgets {' and '.join(budgets)} are the same {labels:g} labelled cases.")
     draws = {row["draws"] for row in found.summary}
     if 1 in draws:
         said.append(
