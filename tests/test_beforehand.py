@@ -15,6 +15,7 @@ from handful.data.phantom import draw_volume, make_phantom
 from handful.data.sampling import foreground_voxels
 from handful.data.unlike import unlike
 from handful.methods import load_method, method_names
+from handful.methods.auto import METHOD, Settings
 from handful.methods.supervised import METHOD as CONTROL
 from handful.methods.supervised import Settings as ControlSettings
 from handful.training.run import train
@@ -58,6 +59,8 @@ def test_a_case_is_like_itself_and_unlike_other_voxels_extents_and_units() -> No
 def test_without_unlabelled_cases_the_gradient_is_the_control_s(name: str, dims: int) -> None:
     source = dataclasses.replace(phantom_source(dims), unlabelled=())
     method = made(name, dims)
+    if name == "auto":  # its pixel contrast needs no unlabelled images
+        method = METHOD(method.exports()["segmenter"], Settings(contrast_weight=0.0))
     network = method.exports()["segmenter"]
     control = CONTROL(copy.deepcopy(network), ControlSettings())
     for progress in (0.0, 0.5, 1.0):
@@ -145,7 +148,7 @@ def test_no_unlabelled_cases_is_said_before_training(
     )
     for name, words in (("fixmatch", True), ("supervised", False)):
         train(folder, tmp_path / name, method=name, device="cpu", dry_run=True)
-        expected = f"no unlabelled cases: {name} trains as the labels-only control"
+        expected = f"no unlabelled cases: {name} learns from labels alone, like the control (supervised)"
         assert (expected in capsys.readouterr().out) == words
     assert not (tmp_path / "fixmatch").exists()
 

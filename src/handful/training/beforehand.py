@@ -33,7 +33,7 @@ def said_beforehand(stage: Stage, plan: Plan, folder: RunFolder | None = None) -
 
 def _no_unlabelled(stage: Stage) -> str:
     if stage.method.kind == "train" and stage.method.needs.unlabelled and not stage.unlabelled:
-        return f"no unlabelled cases: {stage.recipe.name} trains as the labels-only control"
+        return f"no unlabelled cases: {stage.recipe.name} learns from labels alone, like the control (supervised)"
     return ""
 
 
