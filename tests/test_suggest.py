@@ -66,17 +66,18 @@ def test_there_are_no_more_clusters_than_different_points_and_none_is_empty() ->
     assert all(len(set(cluster[i : i + 4].tolist())) == 1 for i in (0, 4, 8))
 
 
-def test_typicality_is_one_over_the_mean_distance_to_neighbours_in_the_cluster() -> None:
-    points = np.array([[0.0], [1.0], [3.0], [50.0]])
-    cluster = np.array([0, 0, 0, 1])
-    expected = [1 / (2 + SMALL), 1 / (1.5 + SMALL), 1 / (2.5 + SMALL), 0]
+def test_typicality_is_one_over_the_mean_distance_to_half_the_cluster() -> None:
+    points = np.array([[0.0], [1.0], [3.0], [7.0], [50.0]])
+    cluster = np.array([0, 0, 0, 0, 1])
+    expected = [1 / (2 + SMALL), 1 / (1.5 + SMALL), 1 / (2.5 + SMALL), 1 / (5 + SMALL), 0]
     assert typicality(points, cluster) == pytest.approx(expected)
-    assert centrality(points, cluster) == pytest.approx(expected)
+    expected = [3 / 11, 3 / 9, 3 / 9, 3 / 17, 0]
+    assert centrality(points, cluster) == pytest.approx(expected, rel=1e-4)
 
 
 def test_typicality_looks_at_twenty_neighbours_centrality_at_all() -> None:
-    points = np.concatenate([np.linspace(0, 1, 30), [40.0]])[:, None]
-    cluster = np.zeros(31, np.intp)
+    points = np.concatenate([np.linspace(0, 1, 50), [40.0]])[:, None]
+    cluster = np.zeros(51, np.intp)
     apart = np.sort(np.abs(points[0] - points[1:, 0]))
     assert typicality(points, cluster)[0] == pytest.approx(1 / (apart[:20].mean() + SMALL))
     assert centrality(points, cluster)[0] == pytest.approx(1 / (apart.mean() + SMALL))
@@ -84,40 +85,60 @@ def test_typicality_looks_at_twenty_neighbours_centrality_at_all() -> None:
 
 @pytest.mark.parametrize("rule", ["typical", "medoid"])
 def test_each_group_without_a_label_is_covered_by_its_best_member(rule: str) -> None:
-    points = groups((9, 6, 4, 5))
-    labelled = np.zeros(24, bool)
+    points = groups((9, 6, 7, 8))
+    labelled = np.zeros(30, bool)
     labelled[10] = True  # in the second group
     picks, cluster = choose_typical(
-        points, labelled=labelled, patients=[str(i) for i in range(24)], count=3, rule=rule
+        points, labelled=labelled, patients=[str(i) for i in range(30)], count=3, rule=rule
     )
-    of = [range(9), range(15, 19), range(19, 24)]
+    of = [range(9), range(15, 22), range(22, 30)]
     assert [next(k for k, g in enumerate(of) if p.index in g) for p in picks] == [0, 2, 1]  # by size
     for pick in picks:
         members = np.flatnonzero(cluster == cluster[pick.index])
-        apart = [np.linalg.norm(points[members] - points[i], axis=1).sum() for i in members]
-        assert pick.index == members[int(np.argmin(apart))]
+        counted = len(members) // 2 if rule == "typical" else len(members) - 1
+        apart = [np.sort(np.linalg.norm(points[members] - points[i], axis=1))[: 1 + counted] for i in members]
+        assert pick.index == members[int(np.argmin(np.sum(apart, axis=1)))]
+        assert pick.why == "typical"
 
 
 def test_a_patient_is_chosen_once_even_if_best_in_two_clusters() -> None:
-    points = groups((5, 5), spread=0.1)
-    labelled = np.zeros(10, bool)
-    alone = [str(i) for i in range(10)]
+    points = groups((8, 6), spread=0.1)
+    labelled = np.zeros(14, bool)
+    alone = [str(i) for i in range(14)]
     first, second = (p.index for p in choose_typical(points, labelled=labelled, patients=alone, count=2)[0])
     shared = list(alone)
     shared[second] = alone[first]
     picks, cluster = choose_typical(points, labelled=labelled, patients=shared, count=2)
     score = typicality(points, cluster)
-    rest = [i for i in range(10) if cluster[i] == cluster[second] and i != second]
+    rest = [i for i in range(14) if cluster[i] == cluster[second] and i != second]
     assert [p.index for p in picks] == [first, max(rest, key=lambda i: score[i])]
 
 
-def test_when_clusters_run_out_the_furthest_case_is_taken() -> None:
+def test_small_clusters_are_outliers_and_further_cases_bring_the_others_nearest() -> None:
+    points = np.concatenate([groups((9, 6)), [[40.0, 0.0, 0.0], [0.0, 50.0, 0.0]]])
+    labelled = np.zeros(17, bool)
+    labelled[[3, 12]] = True
+    picks, cluster = choose_typical(points, labelled=labelled, patients=[str(i) for i in range(17)], count=2)
+    assert np.bincount(cluster).tolist()[-2:] == [1, 1]  # the two far ones, for k-means
+    assert [pick.why for pick in picks] == ["nearer", "nearer"]
+    covered = [3, 12]
+    for pick in picks:
+        mean = {
+            i: radii(points, np.flatnonzero(~labelled).tolist(), [*covered, i]).mean()
+            for i in range(17)
+            if i not in covered
+        }
+        assert pick.index == min(mean, key=lambda i: mean[i])
+        covered.append(pick.index)
+
+
+def test_equal_images_do_not_stop_the_choice() -> None:
     points = np.array([[0.0], [0.0], [0.0], [1.0], [1.0], [9.0], [9.0]])
     labelled = np.array([True, False, False, True, False, False, False])
     picks, _ = choose_typical(points, labelled=labelled, patients=list("abcdefg"), count=3)
-    assert {p.index for p in picks[:1]} <= {5, 6}
-    assert len({p.index for p in picks}) == 3
-    assert not any(labelled[p.index] for p in picks)
+    assert picks[0].index in (5, 6)
+    assert len({pick.index for pick in picks}) == 3
+    assert not any(labelled[pick.index] for pick in picks)
 
 
 # --- coverage

@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 NEIGHBOURS = 20
-"""Typicality is measured over this many nearest members of the cluster, at most (the paper's number)."""
+"""Typicality is measured over this many nearest members of the cluster, and half of it at most (the authors' code)."""
+
+SMALLEST = 6
+"""A cluster with fewer members is a handful of outliers rather than a kind of image (the authors' code drops those)."""
 
 RESTARTS = 20
 """k-means is started so often; the tightest result counts."""
@@ -37,12 +40,12 @@ class Pick:
     Attributes:
         index: of the case.
         cluster: its cluster.
-        score: what it was chosen for.
+        why: ``typical`` of a cluster without a label, or ``nearer``: it brings the others nearest to a label.
     """
 
     index: int
     cluster: int
-    score: float
+    why: Literal["typical", "nearer"]
 
 
 def kmeans(
@@ -71,15 +74,16 @@ def kmeans(
 def typicality(points: NDArray[np.float64], cluster: NDArray[np.intp]) -> NDArray[np.float64]:
     """Return for each of (N, E) points how densely its cluster lies around it: 1 / mean distance to its neighbours.
 
-    The neighbours are the ``NEIGHBOURS`` nearest other members of the cluster, or all if it has fewer. A point that is
-    alone has typicality 0; ``SMALL`` is added to the distance, because neighbours may be equal.
+    The neighbours are the ``NEIGHBOURS`` nearest other members of the cluster, at most half as many as it has members,
+    at least one. A point that is alone has typicality 0; ``SMALL`` is added to the distance, which may be 0.
     """
     result = np.zeros(len(points))
     for c in np.unique(cluster):
         members = np.flatnonzero(cluster == c)
         if len(members) < 2:
             continue
-        apart = np.sort(cdist(points[members], points[members]), axis=1)[:, 1 : NEIGHBOURS + 1].mean(axis=1)
+        neighbours = max(1, min(NEIGHBOURS, len(members) // 2))
+        apart = np.sort(cdist(points[members], points[members]), axis=1)[:, 1 : neighbours + 1].mean(axis=1)
         result[members] = 1 / (apart + SMALL)
     return result
 
@@ -105,12 +109,12 @@ def choose_typical(
     seed: int = 0,
     rule: Rule = "typical",
 ) -> tuple[list[Pick], NDArray[np.intp]]:
-    """Choose cases to label, one patient each, from the largest clusters that hold no labelled case.
+    """Choose cases to label, one patient each: first typical ones of clusters without a label, the largest first.
 
-    There are as many clusters as labelled cases and wanted ones together, so that enough hold none. Where a cluster's
-    best member belongs to a patient who is chosen already, the next best is taken. Should clusters run out (fewer
-    different images than clusters, or patients whose cases lie in several), the rest are the cases furthest from all
-    that is labelled or chosen.
+    There are as many clusters as labelled cases and wanted ones together, so that enough hold none. Only clusters of
+    at least ``SMALLEST`` members count; where a cluster's best member belongs to a patient who is chosen already, the
+    next best is taken. When such clusters run out, because many are labelled or there are few images, each further
+    case is the one that brings the others nearest to a labelled or chosen case on average (greedy k-medoids).
 
     Args:
         points: (N, E) of all cases.
@@ -125,28 +129,30 @@ def choose_typical(
     """
     cluster = kmeans(points, count + int(labelled.sum()), seed=seed)
     score = (typicality if rule == "typical" else centrality)(points, cluster)
-    taken: set[str] = set()
     picks: list[Pick] = []
-
-    def take(index: int) -> None:
-        picks.append(Pick(index, int(cluster[index]), float(score[index])))
-        taken.add(patients[index])
-
     for c in range(int(cluster.max()) + 1):
         members = np.flatnonzero(cluster == c).tolist()
-        if len(picks) == count:
+        if len(picks) == count or len(members) < SMALLEST:  # the largest come first
             break
-        if labelled[members].any():
-            continue
-        free = [i for i in members if patients[i] not in taken]
-        if free:
-            take(max(free, key=lambda i: (score[i], -i)))
+        free = _free(members, picks, patients)
+        if free and not labelled[members].any():
+            picks.append(Pick(max(free, key=lambda i: (score[i], -i)), c, "typical"))
+    candidates = np.flatnonzero(~labelled).tolist()
+    apart = cdist(points[candidates], points)
     while len(picks) < count:
-        covered = [*np.flatnonzero(labelled), *(pick.index for pick in picks)]
-        free = [i for i in np.flatnonzero(~labelled).tolist() if patients[i] not in taken]
-        apart = cdist(points[free], points[covered]).min(axis=1) if covered else np.zeros(len(free))
-        take(free[int(apart.argmax())])
+        covered = [*np.flatnonzero(labelled).tolist(), *(pick.index for pick in picks)]
+        nearest = apart[:, covered].min(axis=1) if covered else np.full(len(candidates), np.inf)
+        free = _free(candidates, picks, patients)
+        left = np.minimum(nearest[:, None], apart[:, free]).mean(axis=0)
+        index = free[int(left.argmin())]
+        picks.append(Pick(index, int(cluster[index]), "nearer"))
     return picks, cluster
+
+
+def _free(cases: Sequence[int], picks: Sequence[Pick], patients: Sequence[str]) -> list[int]:
+    """Return the cases whose patients are not chosen yet."""
+    taken = {patients[pick.index] for pick in picks}
+    return [i for i in cases if patients[i] not in taken]
 
 
 def _start(points: NDArray[np.float64], k: int, generator: np.random.Generator) -> NDArray[np.float64]:

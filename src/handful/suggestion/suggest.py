@@ -255,18 +255,13 @@ def _cold(
     )
     density = typicality(points, cluster)
     sizes = np.bincount(cluster)
-    seen = {int(cluster[i]) for i in np.flatnonzero(known)}
     chosen = []
     for pick in picks:
-        size = int(sizes[pick.cluster])
-        if pick.cluster in seen:
-            reason = "furthest from every labelled or suggested case; no cluster without a label was left"
-        elif size == 1:
-            reason = "like no other image: a cluster of its own, without a label"
+        if pick.why == "nearer":
+            reason = "brings the images without a label nearest to one that has it"
         else:
             word = "most typical" if rule == "typical" else "most central"
-            reason = f"{word} of {size} similar images of which none has a label"
-        seen.add(pick.cluster)
+            reason = f"{word} of {int(sizes[pick.cluster])} similar images of which none has a label"
         chosen.append(_Choice(pick.index, pick.cluster, float(density[pick.index]), None, reason))
     return chosen
 
