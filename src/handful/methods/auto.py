@@ -28,8 +28,8 @@ from handful.batches import IGNORE
 from handful.data.sampling import Source
 from handful.errors import UsageError
 from handful.losses.consistency import linear_ramp
+from handful.losses.gathered import pixel_contrast_across_processes
 from handful.losses.mixing import box_masks
-from handful.losses.pixel import pixel_contrast
 from handful.losses.pseudo_label import pseudo_label
 from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy, downsampled
 from handful.methods.contract import Method, Needs, StepOutput
@@ -171,7 +171,7 @@ class Auto(Method):
     def step(self, batch: Any, progress: float) -> StepOutput:
         """Dice and cross entropy against labels and sure pseudo-labels, and pixel contrast over both."""
         settings = self.settings
-        both = partial(dice_and_cross_entropy, balance=settings.balance)
+        both = partial(dice_and_cross_entropy, balance=settings.balance, processes=True)
         images = [batch.image] if batch.weak is None else [batch.image, batch.strong]
         levels, maps = self._seen(*images)
         dice, entropy = deep_supervision(levels[0], batch.label, both)
@@ -193,7 +193,7 @@ class Auto(Method):
         if batch.contrasts:
             z = torch.cat([self.project(each).float() for each in maps])
             groups = torch.cat([downsampled(label, z.shape[2:]) for label in labels])
-            contrast = pixel_contrast(
+            contrast = pixel_contrast_across_processes(
                 z.unsqueeze(1), groups.unsqueeze(1), temperature=settings.temperature, ignore=IGNORE
             )
             terms["contrast"], logs["contrast"] = settings.contrast_weight * contrast, contrast.detach()
