@@ -72,16 +72,22 @@ class Scored:
 
 
 def score(predictions: Path, dataset: Dataset, only: Sequence[str]) -> Scored:
-    names = {value: name for value, name in dataset.label_names.items() if value}
+    names = {
+        value: name for value, name in dataset.label_names.items() if value not in (0, dataset.ignore_value)
+    }
     cases, rows = {}, []
     for name in only:
         label = dataset.case(name).label
         assert label is not None, f"{name} has no reference"
         reference = read_label(label)
         found = read_label(predictions / f"{name}.nii.gz")
-        cases[name] = (found.array[0], reference.array[0], reference.spacing_mm)
+        prediction, truth = found.array[0], reference.array[0]
+        if dataset.ignore_value is not None:
+            ignored = truth == dataset.ignore_value
+            prediction, truth = np.where(ignored, 0, prediction), np.where(ignored, 0, truth)
+        cases[name] = (prediction, truth, reference.spacing_mm)
         rows += score_case(
-            found.array[0], reference.array[0], spacing_mm=reference.spacing_mm, labels=names, case=name,
+            prediction, truth, spacing_mm=reference.spacing_mm, labels=names, case=name,
             patient=dataset.case(name).patient,
         )  # fmt: skip
     return Scored(cases, rows, names)

@@ -157,6 +157,14 @@ def test_worst_median_and_best_are_drawn_as_four_panels_each(page: Path) -> None
     assert all(base64.b64decode(picture.split(",")[1]).startswith(b"\x89PNG") for picture in pictures)
 
 
+def test_without_images_no_slice_of_a_patient_is_on_the_page(finished: Path, tmp_path: Path) -> None:
+    walk = read(write_report(finished, out=tmp_path / "a.html", images=False))
+    (alt,) = [value for name, value in walk.attributes if name == "alt"]
+    assert alt.startswith("Loss")
+    assert "Pictures of patients were left out." in walk.text
+    assert "All cases, worst first" in walk.text
+
+
 def test_failures_are_listed(page: Path, finished: Path) -> None:
     walk = read(page)
     missed = [

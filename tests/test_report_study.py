@@ -198,6 +198,12 @@ def test_the_answer_names_the_leader_its_lead_and_whether_it_is_noise(copy: Path
     assert "with 2 labelled cases mona leads" in sentence[:1].lower() + sentence[1:]
     assert "with 10 labelled cases (5%) labels only reaches Dice 0.990, and no method beats it" in sentence
 
+    edit(copy / "summary.csv", {"method": "supervised", "budget": "2"}, dice="0.98")
+    sentence = headline(read_study(copy))["sentence"]
+    assert sentence.startswith(
+        "No method beats labels only at any budget: Dice 0.980 with 2 labelled cases; "
+    )
+
 
 def test_the_verdict_is_the_study_s_own(copy: Path) -> None:
     """An interval without 0 is not enough: the study corrects for having asked several questions."""
@@ -433,6 +439,7 @@ def test_drawings_follow_the_numbers(study: Path) -> None:
     assert sum(len(line.get_xdata()) for line in dots) == 8 + 3, "eight finished runs and three means"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_worst_case_is_drawn_from_files_at_hand(phantom_folder: Path, tmp_path: Path) -> None:
     data = open_dataset(phantom_folder)
     case = data.held_out[0]
@@ -464,6 +471,12 @@ def test_the_worst_case_is_drawn_from_files_at_hand(phantom_folder: Path, tmp_pa
     ]  # fmt: skip
     assert len({panel.source for panel in shown["row"].panels}) == 6
 
+    walk = read(write_study_report(folder))
+    assert sum(name == "alt" and case.name in value for name, value in walk.attributes) == 6
+    walk = read(write_study_report(folder, images=False))
+    assert not [name for name, value in walk.attributes if name == "alt" and case.name in value]
+    assert "Pictures of patients were left out." in walk.text
+
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_command_knows_a_study_from_a_run(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -484,7 +497,7 @@ def test_the_audit_log_is_cut_in_the_middle_but_not_where_test_labels_were_opene
     assert lines[-1] == "run 39 finished"
     assert "test labels opened" in lines
     assert lines.count("…") == 2
-    assert len(lines) == 6 + 6 + 1 + 2
+    assert len(lines) == 3 + 3 + 1 + 2
 
 
 @pytest.mark.browser

@@ -14,6 +14,12 @@ def report(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The page; default report.html in the folder.")
     ] = None,
+    images: Annotated[
+        bool,
+        typer.Option(
+            "--images/--no-images", help="Show slices of cases; without, no image leaves its folder."
+        ),
+    ] = True,
 ) -> None:
     """Write one self-contained HTML page.
 
@@ -23,8 +29,8 @@ def report(
     from handful.report.study import is_study, write_study_report
 
     if is_study(run):
-        say(f"Report: {write_study_report(run, out=out)}")
+        say(f"Report: {write_study_report(run, out=out, images=images)}")
         return
     from handful.report.page import write_report
 
-    say(f"Report: {write_report(run, out=out)}")
+    say(f"Report: {write_report(run, out=out, images=images)}")

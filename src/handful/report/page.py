@@ -44,13 +44,14 @@ REFERENCES = (
 Row = Mapping[str, Any]
 
 
-def write_report(run: Path, *, out: Path | None = None) -> Path:
+def write_report(run: Path, *, out: Path | None = None, images: bool = True) -> Path:
     """Write the page of a run and return its path.
 
     Args:
         run: folder made by ``handful train`` or ``handful pretrain``; parts may be missing or damaged, the
             page then says which.
         out: file to write; ``report.html`` in the run folder if not given.
+        images: show slices of cases. Without them no patient's image is on the page.
 
     Raises:
         UsageError: ``run`` holds nothing of a run.
@@ -58,11 +59,11 @@ def write_report(run: Path, *, out: Path | None = None) -> Path:
     evidence = read_run(run)
     target = out or run / "report.html"
     name = "pretraining" if is_pretraining(evidence) else "segmentation"
-    write_text(target, render(f"{name}.html.j2", _content(evidence)))
+    write_text(target, render(f"{name}.html.j2", _content(evidence, images=images)))
     return target
 
 
-def _content(evidence: Evidence) -> dict[str, Any]:
+def _content(evidence: Evidence, *, images: bool) -> dict[str, Any]:
     """Gather what the template shows; a section whose files hold something unexpected is None and named."""
     problems = list(evidence.problems)
 
@@ -99,7 +100,10 @@ def _content(evidence: Evidence) -> dict[str, Any]:
         content |= {
             "verdict": section("verdict", lambda found: _verdict(found, results)),
             "results": results,
-            "pictures": section("pictures", lambda found: _pictures(found, results)) if results else None,
+            "pictures": section("pictures", lambda found: _pictures(found, results))
+            if results and images
+            else None,
+            "images": images,
             "errors_legend": (("missed", MISSED), ("extra", EXTRA), ("wrong structure", CONFUSED)),
             "poor": POOR,
             "definitions": section("definitions", _definitions),

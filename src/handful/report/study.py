@@ -26,7 +26,7 @@ __all__ = ["is_study", "write_study_report"]
 DPI = 160
 """Of figures on the page: sharp on a screen of high resolution."""
 
-LOG_ENDS = 6
+LOG_ENDS = 3
 """Entries of the audit log shown from its beginning and from its end, besides those about test labels."""
 
 NAMES_SHOWN = 400
@@ -40,12 +40,13 @@ REFERENCES = (
 )
 
 
-def write_study_report(study: Path, *, out: Path | None = None) -> Path:
+def write_study_report(study: Path, *, out: Path | None = None, images: bool = True) -> Path:
     """Write the page of a study, ``report.md`` and ``figure.png`` and ``figure.svg`` beside it; return the page's path.
 
     Args:
         study: folder made by ``handful study``, scored. Runs that failed or are missing are shown as such.
         out: file of the page; ``report.html`` in the study's folder if not given. The others lie beside it.
+        images: show slices of the worst cases. Without them no patient's image is on the page.
 
     Raises:
         UsageError: not a study, or one that is not scored yet.
@@ -57,7 +58,7 @@ def write_study_report(study: Path, *, out: Path | None = None) -> Path:
     """
     found = read_study(Path(study))
     page = out or found.folder / "report.html"
-    write_text(page, render("study.html.j2", _content(found)))
+    write_text(page, render("study.html.j2", _content(found, images=images)))
     write_text(page.with_name("report.md"), markdown(found, figure="figure.png"))
     figure = study_figures.efficiency(found)
     with atomic_path(page.with_name("figure.png")) as temporary:
@@ -67,7 +68,7 @@ def write_study_report(study: Path, *, out: Path | None = None) -> Path:
     return page
 
 
-def _content(study: Study) -> dict[str, Any]:
+def _content(study: Study, *, images: bool) -> dict[str, Any]:
     problems = list(study.problems)
 
     def section(name: str, build: Callable[[Study], Any]) -> Any:
@@ -104,7 +105,8 @@ def _content(study: Study) -> dict[str, Any]:
         "failures": [_failure(study, row) for row in failures(study)],
         "runs": section("runs", study_tables.runs),
         "worst": section("worst cases", study_tables.worst_cases),
-        "pictures": section("pictures", pictures),
+        "pictures": section("pictures", pictures) if images else None,
+        "images": images,
         "colours": study_tables.colours(study),
         "errors_legend": (("missed", MISSED), ("extra", EXTRA), ("wrong structure", CONFUSED)),
         "protocol": section("protocol", _protocol),

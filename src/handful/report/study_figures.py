@@ -76,7 +76,7 @@ def forest(study: Study, *, width: float = WIDE) -> "Figure":
     """Draw each method's difference to the control with its interval, a panel a budget; filled: more than noise."""
     budgets = [b for b in study.budgets if any(row["budget"] == b for row in study.comparisons)]
     methods = [m for m in study.methods if any(row["method"] == m for row in study.comparisons)]
-    across = min(3, len(budgets)) if width == WIDE else 1
+    across = _across(len(budgets), width)
     down = -(-len(budgets) // across)
     figure = _figure(width, down * (0.95 + 0.33 * len(methods)))
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
@@ -109,7 +109,7 @@ def structures(study: Study, *, width: float = WIDE) -> "Figure":
     """Draw Dice of each structure over the number of labelled cases; bars span the lowest and the highest draw."""
     tables = {m: {b: study.dice_of(m, b, "class") for b in study.budgets} for m in study.methods}
     names = study.structures[:PANELS]
-    across = min(3 if width == WIDE else 1, len(names))
+    across = _across(len(names), width)
     down = -(-len(names) // across)
     figure = _figure(width, 0.5 + 2.5 * down)
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
@@ -137,7 +137,7 @@ def structures(study: Study, *, width: float = WIDE) -> "Figure":
 def cost(study: Study, *, width: float = WIDE) -> "Figure":
     """Draw Dice over the minutes of a run, pre-training included, a panel a budget; small: runs, large: their mean."""
     budgets = study.budgets
-    across = min(3 if width == WIDE else 1, len(budgets))
+    across = _across(len(budgets), width)
     down = -(-len(budgets) // across)
     figure = _figure(width, 0.5 + 2.6 * down)
     panels = figure.subplots(down, across, sharex=True, squeeze=False).ravel()
@@ -325,6 +325,13 @@ def _legend(figure: "Figure", study: Study, width: float) -> None:
         frameon=False,
         fontsize=9.5,
     )
+
+
+def _across(panels: int, width: float) -> int:
+    """Return how many panels stand side by side: up to three, but four as two by two."""
+    if width < WIDE:
+        return 1
+    return 2 if panels == 4 else min(3, panels)
 
 
 def _figure(width: float, height: float) -> "Figure":

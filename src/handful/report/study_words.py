@@ -42,6 +42,11 @@ def headline(study: Study) -> dict[str, str]:
     if len(names) == 1 and len(tops) > 1 and CONTROL not in names:
         answers = [_answer(study, budget, top, named=False) for budget, top in tops.items()]
         sentence = f"{names.pop()} leads at every budget: {'; '.join(answers)}."
+    elif names == {CONTROL} and len(tops) > 1 and len(study.methods) > 1:
+        answers = [
+            f"Dice {top['dice']:.3f} with {budget_words(study, budget)}" for budget, top in tops.items()
+        ]
+        sentence = f"No method beats {CONTROL_WORDS} at any budget: {'; '.join(answers)}."
     else:
         answers = [_answer(study, budget, top, named=True) for budget, top in tops.items()]
         sentence = f"{'; '.join(answers)}."
