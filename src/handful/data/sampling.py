@@ -17,7 +17,7 @@ from handful.data.augment.geometry import Geometry, apply_geometry, sample_geome
 from handful.data.augment.intensity import Intensity, apply_intensity, sample_intensity
 from handful.data.augment.settings import AugmentSettings
 from handful.data.preprocess import IGNORED_VOXEL
-from handful.errors import DataError
+from handful.errors import DataError, UsageError
 
 FOREGROUND_VOXELS_KEPT = 4096
 """Voxels remembered per class and case as possible patch centres; more change nothing measurable."""
@@ -30,9 +30,21 @@ class SamplingSettings:
     Attributes:
         foreground: share of a batch whose centre lies on a foreground voxel (of a class drawn uniformly from those
             present in the case). A third is nnU-Net's rule (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z).
+        synthetic: how many labelled volumes are made before a training by giving labelled cases the shapes of others
+            (``data.synthetic``); 0: none.
+        synthetic_share: of the labelled draws that go to them.
     """
 
     foreground: float = 1 / 3
+    synthetic: int = 0
+    synthetic_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.foreground <= 1 or not 0 < self.synthetic_share < 1 or self.synthetic < 0:
+            raise UsageError(
+                "sampling: foreground lies in [0, 1], synthetic_share in (0, 1), and synthetic is 0 or more, found "
+                f"{self.foreground}, {self.synthetic_share} and {self.synthetic}."
+            )
 
 
 class Readable(Protocol):

@@ -47,6 +47,7 @@ class RunFolder:
         self.progress = path / "progress.png"
         self.checkpoint = path / "checkpoint.pt"
         self.weights = path / "weights.safetensors"
+        self.synthetic = path / "synthetic.safetensors"
         self.snapshots = path / "snapshots"
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -146,8 +147,8 @@ class RunFolder:
         """Remove what a run leaves, and nothing else that may lie in the folder."""
         names: Sequence[Path] = (
             self.recipe, self.plan, self.fingerprint, self.splits, self.manifest, self.metrics, self.progress,
-            self.checkpoint, self.weights, self.path / "log.txt", self.path / "scores.csv", self.path / "summary.json",
-            self.path / "report.html",
+            self.checkpoint, self.weights, self.synthetic, self.path / "log.txt", self.path / "scores.csv",
+            self.path / "summary.json", self.path / "report.html",
         )  # fmt: skip
         for name in (*names, *self.snapshots.glob("step-*.safetensors")):
             name.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from torch import nn
 
 from handful.artefacts import read_json, write_json, write_yaml
 from handful.data.plan import Plan, explain
+from handful.data.sampling import StoredCase
 from handful.data.splits import write_splits
 from handful.data.store import load_cases
 from handful.methods.contract import Method
@@ -24,6 +25,7 @@ from handful.training.settle import settle
 from handful.training.stage import Stage
 from handful.training.stages import before_folder, first_stage
 from handful.training.start import build_method, checkup_of, eaten, sources, start_from
+from handful.training.synthetic import with_synthetic
 from handful.training.watch import draw_progress, watch
 
 
@@ -336,6 +338,7 @@ def _finish(stage: Stage, folder: RunFolder, parameters: int) -> None:
     if stage.recipe.pretrain is not None:
         manifest["pretrain_seconds"] = read_json(before_folder(folder) / "manifest.json")["seconds"]
     write_json(folder.manifest, manifest)
+    folder.synthetic.unlink(missing_ok=True)
     folder.say(
         f"trained {manifest['steps']} steps in {manifest['seconds']:.0f} s; weights in {folder.weights}"
     )
@@ -362,10 +365,16 @@ def learn(
     method, architecture = build_method(
         stage.recipe, plan, stage.seed, start=None if stage.init is None else start
     )
+    labelled: Sequence[StoredCase] = loaded.cases[:count]
+    if method.kind == "train" and stage.recipe.sampling.synthetic:
+        labelled = with_synthetic(
+            labelled, loaded.cases[count:], settings=stage.recipe.sampling, classes=len(plan.label_values),
+            seed=stage.seed, folder=folder, fabric=fabric,
+        )  # fmt: skip
     source = sources(
         stage.recipe,
         plan,
-        labelled=loaded.cases[:count],
+        labelled=labelled,
         unlabelled=loaded.cases[count:],
         device=stage.device,
         seed=stage.seed,

@@ -1,0 +1,77 @@
+"""The synthetic cases of a run: made once, kept in its folder until it is finished, drawn beside the real ones."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import load_file, save_file
+
+from handful.artefacts import atomic_path
+from handful.data.sampling import SamplingSettings, StoredCase, foreground_voxels
+from handful.data.synthetic import choose_pairs, synthetic_cases
+from handful.training.folder import RunFolder
+
+
+def with_synthetic(
+    labelled: Sequence[StoredCase],
+    others: Sequence[StoredCase],
+    *,
+    settings: SamplingSettings,
+    classes: int,
+    seed: int,
+    folder: RunFolder,
+    fabric: Fabric,
+) -> list[StoredCase]:
+    """Return the labelled cases, repeated so that synthetic ones, appended, take their share of the draws.
+
+    A resumed run reads what its first start made, to the bit. The first process makes them, the others read.
+
+    Args:
+        labelled, others: loaded cases; labels of ``others`` are not looked at.
+        settings: how many, and their share.
+        classes: K.
+        seed: of the run.
+        folder: of the run.
+        fabric: of the run.
+    """
+    pairs = choose_pairs(labelled, others, settings.synthetic, seed=seed)
+    if not pairs:
+        return list(labelled)
+    if folder.writes and not folder.synthetic.exists():
+        began = time.monotonic()
+        folder.say(f"giving {len(labelled)} labelled cases the shapes of others, {len(pairs)} times")
+        made = synthetic_cases(pairs, classes=classes)
+        folder.say(
+            f"{len(made)} of {len(pairs)} registrations succeeded, in {time.monotonic() - began:.0f} s; their volumes "
+            f"take {settings.synthetic_share:.0%} of the labelled draws"
+        )
+        _save(folder, made)
+    fabric.barrier()
+    spacing = {case.name: case.spacing_mm for case in (*labelled, *others)}
+    stored = load_file(folder.synthetic, device=str(fabric.device))
+    names = sorted({key.rpartition("/")[0] for key in stored} - {""})
+    made = [
+        StoredCase(
+            name,
+            stored[f"{name}/image"],
+            label := stored[f"{name}/label"],
+            foreground_voxels(label.cpu().numpy(), classes),
+            spacing[name.partition(" as ")[2]],
+        )
+        for name in names
+    ]
+    share = settings.synthetic_share
+    repeats = max(1, round(len(made) * (1 - share) / share / len(labelled)))
+    return [*labelled] * repeats + made
+
+
+def _save(folder: RunFolder, cases: Sequence[StoredCase]) -> None:
+    every = slice(None)
+    tensors = {"": torch.zeros(0)}  # a file of none must have one
+    for case in cases:
+        assert case.label is not None
+        tensors[f"{case.name}/image"] = case.image[every, every, every, every].cpu()
+        tensors[f"{case.name}/label"] = case.label[every, every, every].cpu()
+    with atomic_path(folder.synthetic) as temporary:
+        save_file(tensors, temporary)
