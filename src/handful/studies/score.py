@@ -13,6 +13,7 @@ from handful.data.splits import Splits
 from handful.errors import DataError
 from handful.metrics.bootstrap import mean_score
 from handful.metrics.evaluate import evaluate
+from handful.metrics.summary import write_summary
 from handful.studies.audit import OPENED
 from handful.studies.folder import StudyFolder
 from handful.studies.grid import Unit
@@ -41,7 +42,8 @@ def score(
         report: called with how many runs are scored.
 
     Raises:
-        DataError: the test labels are not those that were opened before.
+        DataError: a test label is damaged or lies on another grid than its image, or they are not those that were
+            opened before.
     """
     todo = [unit for unit in units if folder.finished(unit) and not folder.scored(unit)]
     if not todo:
@@ -64,10 +66,17 @@ def score(
         report("scoring", number, len(todo))
         run = folder.run(unit)
         _score_snapshots(run, dataset, splits.test, names)
-        # last: its summary.json says that the run is scored
-        evaluate(
-            run / "predictions", data, labels=names, out=run, cases=splits.test, patients=of_patient or None
+        summary = evaluate(
+            run / "predictions", data, labels=names, cases=splits.test, patients=of_patient or None
         )
+        if summary.problems:
+            raise DataError(
+                "not every test case can be scored:\n  "
+                + "\n  ".join(summary.problems)
+                + "\nMend them and run the "
+                "same command again; all trainings and predictions are kept."
+            )
+        write_summary(run, summary)  # last: it says that the run is scored
     report("scoring", len(todo), len(todo))
 
 
