@@ -116,11 +116,12 @@ def table(
         line("MONAI, per sample on the CPU", cost, f"   ratio {cost / ours:.1f}")
 
 
-def monai_pipeline(settings: AugmentSettings, patch: tuple[int, ...]) -> Any:
-    """Compose MONAI's dictionary transforms with the same content and probabilities."""
+def monai_pipeline(settings: AugmentSettings, patch: tuple[int, ...], *, labelled: bool = True) -> Any:
+    """Compose MONAI's dictionary transforms with the same content and probabilities; ``labelled`` moves labels too."""
     from monai import transforms as m
 
-    keys, image = ["image", "label"], ["image"]
+    image = ["image"]
+    keys = [*image, "label"] if labelled else image
     dims = len(patch)
     angle = settings.rotation_degrees * 3.14159 / 180
     moving = 1 - (1 - settings.p_rotation) * (1 - settings.p_scale) * (1 - settings.p_shift) * (
@@ -133,7 +134,7 @@ def monai_pipeline(settings: AugmentSettings, patch: tuple[int, ...]) -> Any:
         "scale_range": [(1 / settings.scale[1] - 1, 1 / settings.scale[0] - 1)] * dims,
         "translate_range": [settings.shift * size for size in patch],
         "spatial_size": patch,
-        "mode": ["bilinear", "nearest"],
+        "mode": ["bilinear", "nearest"][: len(keys)],
         "padding_mode": "border",
     }
     if dims == 2:
