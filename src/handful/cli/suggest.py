@@ -131,5 +131,7 @@ def _print_next(found: "Suggestion", data: Path, out: Path, runs: list[Path], pa
     if patients:
         words += ["--patients", patients]
     if len(runs) == 1:
-        words += ["--init", runs[0], "--plan", runs[0] / "plan.yaml"]
+        words += ["--init", runs[0]]
+        if found.asked == "segmenter":  # a plan from more labels may prepare images in another way
+            words += ["--plan", runs[0] / "plan.yaml"]
     next_command(*words, "--out", "RUN")

@@ -20,12 +20,14 @@ class Answer(NamedTuple):
     """What runs said.
 
     Attributes:
+        kind: ``segmenter`` or ``encoder``.
         why: which way of choosing follows from them, a sentence.
         features: (N, E) embeddings of labelled cases and candidates; None: take intensities.
         uncertainty: (M, structures) of the candidates; None: not asked, or not believed.
         structures: their names.
     """
 
+    kind: str
     why: str
     features: NDArray[np.float64] | None = None
     uncertainty: NDArray[np.float64] | None = None
@@ -56,7 +58,7 @@ def ask_runs(
         features = embedding_features(
             encoder, plan, cases, progress=lambda done, total: progress("embedding", done, total)
         )
-        return Answer(f"Cold start from embeddings of {runs[0]}.", features=features)
+        return Answer("encoder", f"Cold start from embeddings of {runs[0]}.", features=features)
     if "encoder" in kinds:
         raise UsageError(
             "--run takes one pre-training, or one or several trained segmenters, not both kinds and no second "
@@ -64,7 +66,7 @@ def ask_runs(
         )
     believed, why = judge(runs, force=trust)
     if not believed:
-        return Answer(f"Cold start from intensities: {why}; --trust believes the model anyway.")
+        return Answer(PART, f"Cold start from intensities: {why}; --trust believes the model anyway.")
     models = [load_model(run, device=where) for run in runs]
     doubt = predict_uncertainty(
         models,
@@ -73,6 +75,7 @@ def ask_runs(
         progress=lambda done, total: progress("predicting", done, total),
     )
     return Answer(
+        PART,
         f"Warm start from the uncertainty of {', '.join(map(str, runs))}: {why}.",
         uncertainty=doubt,
         structures=models[0].plan.label_names[1:],

@@ -31,6 +31,7 @@ class Suggestion:
 
     Attributes:
         mode: ``cold`` (typical images) or ``warm`` (images a model is unsure of).
+        asked: what the runs are, ``segmenter`` or ``encoder``; None without any.
         why: which mode was taken and why, a sentence.
         items: the cases, most wanted first.
         coverage: what labelling them would cover, beside random draws.
@@ -46,6 +47,7 @@ class Suggestion:
     """
 
     mode: Mode
+    asked: str | None
     why: str
     items: tuple[Item, ...]
     coverage: Coverage
@@ -162,9 +164,9 @@ def suggest(
             runs, roster, trust=trust, tta=tta, device=device, threads=threads, progress=progress
         )
         features, doubt, why = answer.features, answer.uncertainty, answer.why
-        structures = answer.structures
+        structures, asked = answer.structures, answer.kind
     else:
-        features, doubt, structures = None, None, ()
+        features, doubt, structures, asked = None, None, (), None
         why = "Cold start from intensities: no run was given."
     cases = [*roster.labelled, *roster.candidates]
     if features is None:
@@ -182,6 +184,7 @@ def suggest(
     to_draw = [case for case in chosen if case.name not in roster.hidden]
     suggestion = Suggestion(
         mode="cold" if doubt is None else "warm",
+        asked=asked,
         why=why,
         items=_items(roster, cases, points, picks),
         coverage=compare(
