@@ -43,15 +43,13 @@ def choose_pairs(
     Without others, labelled cases take each other's shapes; a single one has nobody to be like.
     """
     targets = list(others) or list(labelled)
-    rng = np.random.default_rng([seed, 29])
-    pairs: list[Pair] = []
-    for turn in range(len(labelled)):  # each round, every target is met by another labelled case
-        for place, index in enumerate(rng.permutation(len(targets))):
-            moving = labelled[(place + turn) % len(labelled)] if others else labelled[turn]
-            if moving is not targets[index]:
-                pairs.append(Pair(moving, targets[index]))
-    unique = {(pair.moving.name, pair.fixed.name): pair for pair in pairs}
-    return list(unique.values())[:count]
+    order = np.random.default_rng([seed, 29]).permutation(len(targets))
+    pairs = [
+        Pair(labelled[(place + turn) % len(labelled)], targets[index])
+        for turn in range(len(labelled))  # in each, every target is met by another labelled case
+        for place, index in enumerate(order)
+    ]
+    return [pair for pair in pairs if pair.moving is not pair.fixed][:count]
 
 
 def synthetic_cases(
