@@ -1,6 +1,7 @@
 """How strong is the labels-only control? Train, predict the held-out cases, evaluate, for several budgets and draws.
 
     python benchmarks/control.py DATA_FOLDER OUT [--only hippocampus-2 ...] [--draws 0 1] [--set loop.steps=2000 ...]
+    python benchmarks/control.py DATA_FOLDER OUT --method auto     # another method on the same cells, beside the control
 
 Every run is an ordinary run folder under OUT: a killed benchmark continues where it was, a finished run is not redone.
 Held-out cases are scored once, after training, with the averaged weights of the last step.
@@ -80,7 +81,7 @@ def part_of(folder: Path, part: str, out: Path) -> Path:
 def score(data: Path, run: Path, cell: Cell, draw: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run one draw to its scores; whatever exists already is kept."""
     train(
-        data, run, method="supervised", labels=cell.labels, draw=draw, test=cell.test, seed=cell.seed,
+        data, run, method=arguments.method, labels=cell.labels, draw=draw, test=cell.test, seed=cell.seed,
         steps=None if arguments.max_time else arguments.steps or cell.steps, max_time=arguments.max_time,
         set_=arguments.set, plan=arguments.plan, device=arguments.device, threads=arguments.threads,
     )  # fmt: skip
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--max-time", help="time a run instead of steps, for example 225s")
     parser.add_argument("--set", nargs="*", default=[], help="settings to try, development cells only")
     parser.add_argument("--plan", type=Path, help="plan to try, development cells only")
+    parser.add_argument("--method", default="supervised", help="what to train; its default settings")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
@@ -136,11 +138,12 @@ def main() -> None:
     for name in arguments.only:
         cell = GRID[name]
         data = part_of(arguments.data / cell.folder, cell.part, arguments.out)
+        place = name if arguments.method == "supervised" else f"{name}-{arguments.method}"
         results = [
-            score(data, arguments.out / name / f"draw{draw}", cell, draw, arguments)
+            score(data, arguments.out / place / f"draw{draw}", cell, draw, arguments)
             for draw in (arguments.draws if arguments.draws is not None else range(cell.draws))
         ]
-        print(row(name, cell.floor, results), flush=True)
+        print(row(place, cell.floor, results), flush=True)
 
 
 if __name__ == "__main__":
