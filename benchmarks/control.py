@@ -1,7 +1,7 @@
 """How strong is the labels-only control? Train, predict the held-out cases, evaluate, for several budgets and draws.
 
     python benchmarks/control.py DATA_FOLDER OUT [--only hippocampus-2 ...] [--draws 0 1] [--set loop.steps=2000 ...]
-    python benchmarks/control.py DATA_FOLDER OUT --method auto     # another method on the same cells, beside the control
+    python benchmarks/control.py DATA_FOLDER OUT --method auto    # another method on the same cells
 
 Every run is an ordinary run folder under OUT: a killed benchmark continues where it was, a finished run is not redone.
 Held-out cases are scored once, after training, with the averaged weights of the last step.
