@@ -1,13 +1,13 @@
-"""The house recipe: the control, and beside it what a careful teacher says of unlabelled images.
+"""The house recipe: the control, and beside it whatever of the other images has been shown to help.
 
-A step sees as many labelled patches as the control's, always, so no label is traded for a guess. From ``start`` on it
-sees unlabelled patches too: a teacher, the moving average of the student, labels them as they are; the student sees the
-same pixels recoloured, some with a box of a labelled image pasted in, and learns the labels that the teacher is sure
-of. In a space of its own, pixels of one class are drawn together and others pushed apart, over all labelled and surely
-labelled pixels at once (exact). A recipe of the same name adds the stage before it.
+A step sees as many labelled patches as the control's, always, so no label is traded for a guess. The recipe of the same
+name lets half of them come from labelled volumes in the shapes of unlabelled ones (``data.synthetic``): the part that
+paid on development cases. The other parts are here and can be switched on. From ``start`` on a teacher, the moving
+average of the student, labels unlabelled patches as they are; the student sees the same pixels recoloured, some with a
+box of a labelled image pasted in, and learns what the teacher is sure of. And pixels of one class are drawn together
+and others pushed apart, over all labelled and surely labelled pixels at once (exact).
 
-Each part can be switched off; with all of them off it is the control (``supervised``), and without unlabelled images
-the control with pixel contrast. What each part adds was measured on development cases: docs/methods/auto.md.
+With all of them off it is the control (``supervised``). What each part adds was measured: docs/methods/auto.md.
 
 References:
     Tarvainen and Valpola, 2017, the averaged teacher. https://arxiv.org/abs/1703.01780
@@ -44,7 +44,7 @@ HIDDEN = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Ours; chosen on development cases (docs/methods/auto.md).
+    """With all parts on; the recipe of the same name keeps those that paid (docs/methods/auto.md).
 
     Attributes:
         start: share of the run that learns labels alone: a teacher that knows nothing yet teaches errors.
