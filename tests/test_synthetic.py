@@ -111,6 +111,12 @@ def test_pairs_are_spread_evenly_and_none_comes_twice(known: int, unknown: int) 
         assert counts.max() - counts.min() <= 1
 
 
+def test_large_volumes_make_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [ball(f"u{n}", labelled=False) for n in range(4)]
+    monkeypatch.setattr("handful.data.synthetic.KEPT_VOXELS", 3 * 16 * 24 * 20)
+    assert len(choose_pairs([ball("known")], others, 4, seed=0)) == 3
+
+
 def test_a_run_makes_them_once_and_ends_the_same(phantom_folder: Path, tmp_path: Path) -> None:
     settings = ("sampling.synthetic=3", "plan.dims=2", "pretrain=null")
     common: dict[str, object] = {

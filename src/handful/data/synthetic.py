@@ -9,6 +9,7 @@ References:
     https://arxiv.org/abs/1902.09383
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -27,6 +28,9 @@ TOGETHER_VOXELS = 1_000_000
 KEPT_VOLUME = (1 / 3, 3.0)
 """How far the volume of a structure may shrink or grow before the pair counts as failed."""
 
+KEPT_VOXELS = 200_000_000
+"""Of all synthetic volumes together, at most: about a gigabyte with their labels."""
+
 
 class Pair(NamedTuple):
     """A labelled case, and the case whose shape it is to take."""
@@ -40,7 +44,7 @@ def choose_pairs(
 ) -> list[Pair]:
     """Return up to ``count`` pairs, no pair twice: all labelled cases alike often, all others too.
 
-    Without others, labelled cases take each other's shapes; a single one has nobody to be like.
+    Fewer where their volumes would take more than ``KEPT_VOXELS``. Without others, labelled cases take each other's shapes; a single one has nobody to be like.
     """
     targets = list(others) or list(labelled)
     order = np.random.default_rng([seed, 29]).permutation(len(targets))
@@ -49,7 +53,15 @@ def choose_pairs(
         for turn in range(len(labelled))  # in each, every target is met by another labelled case
         for place, index in enumerate(order)
     ]
-    return [pair for pair in pairs if pair.moving is not pair.fixed][:count]
+    chosen: list[Pair] = []
+    voxels = 0
+    for pair in pairs:
+        voxels += math.prod(pair.fixed.image.shape[1:])
+        if len(chosen) == count or voxels > KEPT_VOXELS:
+            break
+        if pair.moving is not pair.fixed:
+            chosen.append(pair)
+    return chosen
 
 
 def synthetic_cases(
@@ -127,10 +139,14 @@ def _moved(pairs: Sequence[Pair], size: tuple[int, int, int], classes: int) -> l
 
 def _warped_label(label: Tensor, found: Deformation, classes: int) -> Tensor:
     """Return (B, D, H, W) uint8: each class warped linearly, the strongest wins; unknown where half of it is."""
-    maps = torch.stack([label == index for index in range(classes)], dim=1).float()
     known = warp((label != IGNORED_VOXEL)[:, None].float(), found, outside="zeros")[:, 0] > 0.5
-    strongest = warp(maps, found).argmax(1).to(torch.uint8)
-    return strongest.where(known, IGNORED_VOXEL)
+    best = torch.full(label.shape, -1.0, device=label.device)
+    strongest = torch.zeros_like(label)
+    for index in range(classes):  # one at a time: all classes of a large volume would not fit into memory
+        share = warp((label == index)[:, None].float(), found)[:, 0]
+        strongest = torch.where(share > best, index, strongest)
+        best = torch.maximum(best, share)
+    return strongest.where(known, IGNORED_VOXEL).to(torch.uint8)
 
 
 def _frame(pairs: Sequence[Pair]) -> tuple[int, int, int]:

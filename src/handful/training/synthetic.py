@@ -37,6 +37,9 @@ def with_synthetic(
     """
     pairs = choose_pairs(labelled, others, settings.synthetic, seed=seed)
     if not pairs:
+        folder.say(
+            "no labelled case takes the shape of another: there is no other, or one volume alone is too large"
+        )
         return list(labelled)
     if folder.writes and not folder.synthetic.exists():
         began = time.monotonic()
