@@ -56,7 +56,9 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     assert main([command, "-h"]) == 0
 
 
-@pytest.mark.parametrize("command", ["check", "plan", "train", "predict", "evaluate", "study", "report", "export"])
+@pytest.mark.parametrize(
+    "command", ["check", "plan", "train", "predict", "evaluate", "study", "report", "export"]
+)
 def test_a_command_without_arguments_shows_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command]) == 2
     shown = capsys.readouterr()

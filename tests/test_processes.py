@@ -292,8 +292,8 @@ def test_methods_that_say_they_train_all_do(name: str) -> None:
 
 COMMAND = [sys.executable, "-m", "handful", "train"]
 QUICK = (
-    "--device", "cpu", "--labels", "2", "--threads", "1", "--precision", "32", "--set", "plan.dims=2",
-    "--set", "loop.checkpoint_every_s=0", "--set", "loop.rows=1000",
+    "--method", "supervised", "--device", "cpu", "--labels", "2", "--threads", "1", "--precision", "32",
+    "--set", "plan.dims=2", "--set", "loop.checkpoint_every_s=0", "--set", "loop.rows=1000",
 )  # fmt: skip
 
 

@@ -20,7 +20,8 @@ EVERY_STEP = ("loop.checkpoint_every_s=0", "loop.rows=10000")
 
 def run(data: Path, out: Path, *settings: str, **changes: object) -> Path:
     arguments: dict[str, object] = {
-        "labels": "2", "steps": 10, "set_": (*EVERY_STEP, *settings), "threads": 1, "quiet": True, "device": "cpu",
+        "method": "supervised", "labels": "2", "steps": 10, "set_": (*EVERY_STEP, *settings), "threads": 1,
+        "quiet": True, "device": "cpu",
     }  # fmt: skip
     return train(data, out, **(arguments | changes))  # type: ignore[arg-type]
 

@@ -31,7 +31,7 @@ train(**json.loads(sys.argv[1]))
 
 def arguments(data: Path, out: Path, *, steps: int) -> dict[str, object]:
     return {
-        "data": str(data), "out": str(out), "labels": "2", "steps": steps, "set_": SETTINGS, "threads": 1,
+        "data": str(data), "out": str(out), "method": "supervised", "labels": "2", "steps": steps, "set_": SETTINGS, "threads": 1,
         "device": "cpu", "quiet": True,
     }  # fmt: skip
 
@@ -100,7 +100,13 @@ def test_what_cannot_be_a_first_stage_is_refused(assignments: list[str], words: 
 
 def test_a_length_in_epochs_cannot_be_shared(phantom_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--steps or --max-time"):
-        train(phantom_folder, tmp_path / "run", set_=["pretrain.name=pcl", "loop.epochs=2"], quiet=True)
+        train(
+            phantom_folder,
+            tmp_path / "run",
+            method="supervised",
+            set_=["pretrain.name=pcl", "loop.epochs=2"],
+            quiet=True,
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -119,7 +125,14 @@ def test_two_stages_are_what_two_commands_do(phantom_folder: Path, tmp_path: Pat
     plan = whole / "plan.yaml"
     pretrain(phantom_folder, tmp_path / "a", method="pcl", steps=4, plan=plan, **common)  # type: ignore[arg-type]
     train(  # type: ignore[misc]
-        phantom_folder, tmp_path / "b", labels="2", steps=6, init=tmp_path / "a", plan=plan, **common
+        phantom_folder,
+        tmp_path / "b",
+        method="supervised",
+        labels="2",
+        steps=6,
+        init=tmp_path / "a",
+        plan=plan,
+        **common,
     )
     for one, other in ((tmp_path / "a", whole / "pretrain"), (tmp_path / "b", whole)):
         mine, theirs = weights(one), weights(other)

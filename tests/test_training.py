@@ -51,6 +51,7 @@ except HandfulError as error:
 
 def run(data: Path, out: Path, *, steps: int = 6, **changes: object) -> dict[str, torch.Tensor]:
     arguments: dict[str, object] = {
+        "method": "supervised",
         "labels": "2",
         "steps": steps,
         "set_": QUICK,
@@ -66,6 +67,7 @@ def start(data: Path, out: Path, *, steps: int, limit: int | None = None) -> sub
     arguments = {
         "data": str(data),
         "out": str(out),
+        "method": "supervised",
         "labels": "2",
         "steps": steps,
         "set_": QUICK,

@@ -64,7 +64,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 MethodName = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", autocompletion=_method_names, help="One of handful methods, or a dotted module."
+        metavar="NAME",
+        autocompletion=_method_names,
+        help="One of handful methods, or a dotted module; of a training, auto unless named.",
     ),
 ]
 RunOut = Annotated[

@@ -68,7 +68,7 @@ def train(
     Args:
         data: a data set folder or CSV manifest (see ``handful check``).
         out: the run folder.
-        method: a file of ``handful.methods`` or a dotted module; ``supervised`` unless the recipe says otherwise.
+        method: a file of ``handful.methods`` or a dotted module; ``auto`` unless the recipe says otherwise.
         labels: budget, ``10``, ``10p``, ``5%`` or ``@file``; None uses every label.
         draw: which draw of the budget.
         test: cases to hold out (``40``, ``20p``, ``20%``, ``@file``), besides those the data set holds out itself.

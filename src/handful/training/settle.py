@@ -16,6 +16,9 @@ from handful.training.processes import Processes, processes
 from handful.training.recipe import length_of, resolve, shipped, shipped_names
 from handful.training.stage import Stage
 
+DEFAULT_METHOD = "auto"
+"""Of a training that names neither a method nor a recipe."""
+
 DEFAULT_STEPS = 1000
 """Steps of a run that names neither steps nor a time limit."""
 
@@ -61,6 +64,8 @@ def settle(
     file = None if recipe is None else find_recipe(recipe)
     if kind == "pretrain" and method is None and file is None:
         raise UsageError(f"name a pre-training method: --method {', '.join(_of_kind(kind))}.")
+    if kind == "train" and method is None and file is None:
+        method = DEFAULT_METHOD
     resolved = resolve(
         method, file=file, assignments=set_, over=length_of(steps, max_time), default_steps=DEFAULT_STEPS
     )
