@@ -31,8 +31,8 @@ train(**json.loads(sys.argv[1]))
 
 def arguments(data: Path, out: Path, *, steps: int) -> dict[str, object]:
     return {
-        "data": str(data), "out": str(out), "method": "supervised", "labels": "2", "steps": steps, "set_": SETTINGS, "threads": 1,
-        "device": "cpu", "quiet": True,
+        "data": str(data), "out": str(out), "method": "supervised", "labels": "2", "steps": steps,
+        "set_": SETTINGS, "threads": 1, "device": "cpu", "quiet": True,
     }  # fmt: skip
 
 

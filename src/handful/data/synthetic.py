@@ -44,7 +44,8 @@ def choose_pairs(
 ) -> list[Pair]:
     """Return up to ``count`` pairs, no pair twice: all labelled cases alike often, all others too.
 
-    Fewer where their volumes would take more than ``KEPT_VOXELS``. Without others, labelled cases take each other's shapes; a single one has nobody to be like.
+    Fewer where their volumes would take more than ``KEPT_VOXELS``. Without others, labelled cases take each other's
+    shapes; a single one has nobody to be like.
     """
     targets = list(others) or list(labelled)
     order = np.random.default_rng([seed, 29]).permutation(len(targets))
