@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -270,6 +271,11 @@ def run(*words: str, env: dict[str, str] | None = None) -> "subprocess.Completed
     )
 
 
+def _spelled(parameter: Any) -> list[str]:
+    """Return the ways to write an option, ``--no-...`` too."""
+    return [*parameter.opts, *parameter.secondary_opts]
+
+
 def test_the_documented_options_exist() -> None:
     """README and docs/cli.md may not mention a command or an option that is not there."""
     from typer.main import get_command
@@ -277,10 +283,10 @@ def test_the_documented_options_exist() -> None:
     from handful.cli.main import app
 
     group = get_command(app)
-    options = {option for parameter in group.params for option in parameter.opts} | {"--help"}
+    options = {option for parameter in group.params for option in _spelled(parameter)} | {"--help"}
     commands: dict[str, set[str]] = {}
     for name, command in group.commands.items():  # type: ignore[attr-defined]
-        commands[name] = {option for parameter in command.params for option in parameter.opts} | {
+        commands[name] = {option for parameter in command.params for option in _spelled(parameter)} | {
             "--help",
             "--debug",
         }

@@ -26,6 +26,8 @@ SMALL = ("method.batch=4",)
 def quick(data: Path, out: Path, **changes: object) -> Path:
     options: dict[str, object] = {"labels": "2", "steps": 2, "threads": 1, "quiet": True, "device": "cpu"}
     step = pretrain if changes.pop("pre", False) else train
+    if step is train:
+        changes.setdefault("method", "supervised")
     return step(data, out, **(options | changes))  # type: ignore[arg-type]
 
 

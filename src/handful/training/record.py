@@ -25,12 +25,9 @@ def asked_of(stage: Stage) -> dict[str, Any]:
 
     Reads the data once, for its hash, and the files named as plan and start.
     """
-    recipe = stage.recipe.as_dict()
-    if not recipe["loop"]["snapshots"]:  # a run without them is the run it was before there could be any
-        del recipe["loop"]["snapshots"]
     return {
         "handful": handful.__version__,
-        **recipe,
+        **stage.recipe.as_dict(),
         "data": {"name": stage.dataset.name, "hash": content_hash(stage.dataset)},
         "labels": stage.labels,
         "draw": stage.draw,
