@@ -1,6 +1,7 @@
 """Laws of the house recipe: off it is the control, boxes bring their labels, sure guesses are contrasted too."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from handful.methods.supervised import Settings as ControlSettings
 from handful.methods.supervised import Supervised
 from handful.networks.unet import UNet
 from handful.training.recipe import resolve
+from handful.training.run import train
 from test_methods import phantom_source
 
 
@@ -128,3 +130,17 @@ def test_the_recipe_of_its_name_comes_with_it() -> None:
     before, then = recipe.stages()
     assert then.name == "auto"
     assert before is None or before.name == recipe.as_dict()["pretrain"]["name"]
+
+
+def test_a_training_is_auto_unless_told_otherwise(
+    phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("name: mixup\n")
+    for options, expected in (
+        ({}, "auto:"),
+        ({"method": "entropy"}, "entropy:"),
+        ({"recipe": file}, "mixup:"),
+    ):
+        train(phantom_folder, tmp_path / "run", dry_run=True, device="cpu", **options)  # type: ignore[arg-type]
+        assert capsys.readouterr().out.splitlines()[-1].startswith(expected)
