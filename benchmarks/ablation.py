@@ -5,7 +5,7 @@
 
 Development cells are cases that no table of results is made from (see control.py): settings are chosen here. Every run
 is an ordinary run folder under OUT: a killed benchmark continues where it was. The difference to the first variant is
-paired (same draw, same held-out cases), its interval bootstrapped over patients.
+paired (same draw, same held-out cases), its interval over draws and patients (docs/study.md).
 """
 
 import argparse
@@ -17,8 +17,8 @@ import numpy as np
 from control import GRID, Cell, part_of
 from handful.artefacts import read_json
 from handful.inference.predict import predict
-from handful.metrics.bootstrap import paired_bootstrap
 from handful.metrics.evaluate import evaluate
+from handful.studies.statistics import compare
 from handful.training.run import train
 
 
@@ -84,7 +84,7 @@ def main() -> None:
         line = f"| {name} | {np.mean(dice):.3f} | {' '.join(f'{d:.3f}' for d in dice)} "
         if first:
             patients = dice_of(runs[0])[1]
-            d = paired_bootstrap(np.concatenate(found, 1), np.concatenate(first, 1), patients)
+            d = compare(found, first, patients)
             line += f"| {d.mean:+.3f} | {d.low:+.3f} to {d.high:+.3f} "
         else:
             first, line = found, line + "| | "
