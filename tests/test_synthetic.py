@@ -12,7 +12,7 @@ from torch import Tensor
 from handful.data.preprocess import IGNORED_VOXEL
 from handful.data.sampling import StoredCase, foreground_voxels
 from handful.data.synthetic import choose_pairs, synthetic_cases
-from handful.errors import UsageError
+from handful.errors import RunError, UsageError
 from handful.training.recipe import resolve
 from handful.training.run import train
 
@@ -137,3 +137,27 @@ def test_a_run_makes_them_once_and_ends_the_same(phantom_folder: Path, tmp_path:
 def test_settings_out_of_range_are_refused(setting: str) -> None:
     with pytest.raises(UsageError, match="synthetic_share"):
         resolve("supervised", assignments=[setting], default_steps=10)
+
+
+def test_a_run_that_goes_on_reads_what_its_first_start_made(
+    phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common: dict[str, object] = {
+        "method": "auto", "labels": "2", "steps": 2, "set_": ("sampling.synthetic=2", "plan.dims=2"),
+        "device": "cpu", "threads": 1, "quiet": True,
+    }  # fmt: skip
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(phantom_folder, whole, **common)  # type: ignore[arg-type]
+
+    def stopped(*_: object, **__: object) -> None:
+        raise RunError("stopped before its first step")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("handful.training.run.fit", stopped)
+        with pytest.raises(RunError, match="before its first step"):
+            train(phantom_folder, broken, **common)  # type: ignore[arg-type]
+    assert (broken / "synthetic.safetensors").exists()
+    monkeypatch.setattr("handful.training.synthetic.synthetic_cases", stopped)
+    train(phantom_folder, broken, **common)  # type: ignore[arg-type]
+    mine, theirs = (load_file(run / "weights.safetensors") for run in (broken, whole))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
