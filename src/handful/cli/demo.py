@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 LABELS = "4"
 """Labelled cases the demo trains on; few, as the name of the package says."""
 
+PRETRAINING = "pcl"
+"""Cheap, and it needs no label."""
+
 STEPS = 300
 """Enough for every structure of the phantom to appear, in minutes on two cores."""
 
@@ -42,8 +45,9 @@ def demo(
     arms = {"supervised": out / "run", "auto": out / "run-auto"}
     why = {
         "supervised": "and nothing else: the control",
-        "auto": "and on all images: pre-training, then both together",
+        "auto": "and on all images: a pre-training without labels, then labelled cases in the shapes of others",
     }
+    settings = {"supervised": (), "auto": (f"pretrain.name={PRETRAINING}",)}
     number = 0
 
     def step(what: str, command: str) -> None:
@@ -67,10 +71,20 @@ def demo(
     for method, run in arms.items():
         step(
             f"Training on {LABELS} labelled cases {why[method]}",
-            f"handful train {data} --labels {LABELS} --method {method} --steps {steps} --out {run}",
+            f"handful train {data} --labels {LABELS} --method {method} --steps {steps} --out {run}"
+            + "".join(f" --set {setting}" for setting in settings[method]),
         )
         with training_progress(quiet=quiet) as watch:
-            train(data, run, labels=LABELS, method=method, steps=steps, report=watch, **common)
+            train(
+                data,
+                run,
+                labels=LABELS,
+                method=method,
+                steps=steps,
+                set_=settings[method],
+                report=watch,
+                **common,
+            )
         predictions = run / "predictions"
         step("Predicting the held-out cases", f"handful predict {run} {data} --held-out --out {predictions}")
         with progress(unit="cases", quiet=quiet) as report:
