@@ -10,7 +10,7 @@ References:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -65,12 +65,7 @@ def choose_pairs(
     return chosen
 
 
-def synthetic_cases(
-    pairs: Sequence[Pair],
-    *,
-    classes: int,
-    report: Callable[[int, int], None] = lambda done, total: None,
-) -> list[StoredCase]:
+def synthetic_cases(pairs: Sequence[Pair], *, classes: int) -> list[StoredCase]:
     """Register each pair and return the labelled case in the other's shape, where that succeeded.
 
     A pair fails where the two do not look more alike afterwards, or a structure shrank or grew beyond
@@ -79,7 +74,6 @@ def synthetic_cases(
     Args:
         pairs: of ``choose_pairs``; their centres are laid on each other first.
         classes: K, background included.
-        report: called with how many pairs are done.
 
     Returns:
         Cases named ``labelled as other``, of the other's size and spacing, on its device.
@@ -97,7 +91,6 @@ def synthetic_cases(
             size = wider
         made += _moved(batch, size, classes)
         done += len(batch)
-        report(done, len(pairs))
     return made
 
 

@@ -145,7 +145,7 @@ class Auto(Method):
                 hidden=HIDDEN * settings.width,
                 out=settings.width,
             )
-        self.teacher = Teacher(network)
+        self.teacher = Teacher(network) if settings.pseudo_weight else None
         self.updates = 0
 
     def batch(self, source: Source) -> Batch:
@@ -182,6 +182,7 @@ class Auto(Method):
         logs = {"dice_loss": dice.detach(), "cross_entropy": entropy.detach()}
         labels = [batch.label]
         if batch.weak is not None:
+            assert self.teacher is not None  # only it asks for unlabelled images
             label = pseudo_label(self.teacher(batch.weak), threshold=settings.threshold)
             label = label.where(batch.keep, batch.pasted)
             dice, entropy = deep_supervision(levels[1], label, both)
@@ -200,7 +201,9 @@ class Auto(Method):
         return StepOutput(torch.stack(list(terms.values())).sum(), logs, terms)
 
     def after_step(self, progress: float) -> None:
-        """Move the teacher."""
+        """Move the teacher, where there is one."""
+        if self.teacher is None:
+            return
         self.teacher.update(self.network, warmed_up(self.settings.decay, self.updates))
         self.updates += 1
 

@@ -48,6 +48,7 @@ class RunFolder:
         self.checkpoint = path / "checkpoint.pt"
         self.weights = path / "weights.safetensors"
         self.synthetic = path / "synthetic.safetensors"
+        self.pretrain = path / "pretrain"
         self.snapshots = path / "snapshots"
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -152,8 +153,8 @@ class RunFolder:
         )  # fmt: skip
         for name in (*names, *self.snapshots.glob("step-*.safetensors")):
             name.unlink(missing_ok=True)
-        if (self.path / "pretrain").is_dir():
-            RunFolder(self.path / "pretrain").clear()
+        if self.pretrain.is_dir():
+            RunFolder(self.pretrain).clear()
         predictions = self.path / "predictions"
         if predictions.is_dir():
             for file in predictions.glob("*.nii.gz"):

@@ -23,7 +23,7 @@ from handful.training.loop import Progress, fit
 from handful.training.record import asked_of, is_finished, manifest_of, now, weights_header
 from handful.training.settle import settle
 from handful.training.stage import Stage
-from handful.training.stages import before_folder, first_stage
+from handful.training.stages import first_stage
 from handful.training.start import build_method, checkup_of, eaten, sources, start_from
 from handful.training.synthetic import with_synthetic
 from handful.training.watch import draw_progress, watch
@@ -271,19 +271,17 @@ def run_stage(
         if (before := first_stage(stage, folder)) is not None:
             what, length = before.recipe.name, "steps" if before.recipe.loop.steps else "s"
             many = before.recipe.loop.steps or before.recipe.loop.max_time_s
-            folder.say(
-                f"stage 1 of 2: pre-training with {what}, {many:g} {length}, in {before_folder(folder)}"
-            )
+            folder.say(f"stage 1 of 2: pre-training with {what}, {many:g} {length}, in {folder.pretrain}")
             run_stage(
                 before,
-                before_folder(folder),
+                folder.pretrain,
                 overwrite=overwrite,
                 quiet=quiet,
                 tensorboard=tensorboard,
                 report=report,
             )
             folder.say(f"stage 2 of 2: training with {stage.recipe.name} from there")
-            stage = replace(stage, init=before_folder(folder))
+            stage = replace(stage, init=folder.pretrain)
         if first:
             write_json(folder.manifest, manifest_of(stage, asked["data"]["hash"]))
         with started(
@@ -336,7 +334,7 @@ def _finish(stage: Stage, folder: RunFolder, parameters: int) -> None:
         "seconds": rows[-1]["seconds"] if rows else 0.0,
     }
     if stage.recipe.pretrain is not None:
-        manifest["pretrain_seconds"] = read_json(before_folder(folder) / "manifest.json")["seconds"]
+        manifest["pretrain_seconds"] = read_json(folder.pretrain / "manifest.json")["seconds"]
     write_json(folder.manifest, manifest)
     folder.synthetic.unlink(missing_ok=True)
     folder.say(

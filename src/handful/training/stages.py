@@ -2,16 +2,10 @@
 
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from handful.training.decisions import without_labels
 from handful.training.folder import RunFolder
 from handful.training.stage import Stage
-
-
-def before_folder(folder: RunFolder) -> Path:
-    """Return where the pre-training of a run lies: an ordinary run folder."""
-    return folder.path / "pretrain"
 
 
 def first_stage(stage: Stage, folder: RunFolder) -> Stage | None:
@@ -28,8 +22,7 @@ def first_stage(stage: Stage, folder: RunFolder) -> Stage | None:
         not folder.writes and not plan.exists()
     ):  # torchrun starts all processes at once; the first makes the plan
         time.sleep(0.2)
-    before = replace(stage, recipe=recipe, plan=plan, init=None, validation=())
-    needs = before.method.needs
-    if needs.labels or needs.optional_labels:
+    before = replace(stage, recipe=recipe, plan=folder.plan, init=None, validation=())
+    if before.learns_labels:
         return before
     return replace(before, selection=without_labels(stage.selection), labels=None)
