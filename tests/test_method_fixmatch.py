@@ -143,7 +143,7 @@ def test_the_judge_is_the_student_or_its_average() -> None:
     other = method(threshold=0.0, teacher="ema")
     made.after_step(0.0)
     other.load_state_dict(copy.deepcopy(made.state_dict()))
-    assert other.updates == 1
+    assert other.teacher.followed == 1
 
 
 def test_a_v_net_has_features_to_disturb_too() -> None:

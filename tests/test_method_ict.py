@@ -103,7 +103,7 @@ def test_the_teacher_follows_without_gradient_and_counts_on_after_a_pause() -> N
     made = method(decay=0.75)
     for parameter in made.network.parameters():
         parameter.data.add_(0.1)
-    made.updates = 1000
+    made.teacher.followed = 1000
     before = copy.deepcopy(made.teacher.module)
     made.step(made.batch(phantom_source(2)), 0.5).loss.backward()
     assert all(parameter.grad is None for parameter in made.teacher.parameters())
@@ -113,7 +113,7 @@ def test_the_teacher_follows_without_gradient_and_counts_on_after_a_pause() -> N
         torch.testing.assert_close(new, 0.75 * old + 0.25 * student[name])
     resumed = method(decay=0.75)
     resumed.load_state_dict(made.state_dict())
-    assert resumed.updates == 1001
+    assert resumed.teacher.followed == 1001
 
 
 def test_what_cannot_be_paired_is_refused() -> None:

@@ -203,7 +203,7 @@ def test_the_teacher_begins_as_the_student_was_loaded_and_follows_without_gradie
     before = copy.deepcopy(made.student.state_dict())
     for parameter in made.student.parameters():
         parameter.data.add_(1.0)
-    made.updates = 1000  # past the young teacher's quick steps
+    made.teacher.followed = 1000  # past the young teacher's quick steps
     made.after_step(0.0)
     for name, parameter in made.teacher.module.named_parameters():
         torch.testing.assert_close(parameter, before[name] + 0.25)

@@ -102,3 +102,18 @@ def test_the_warm_up_rises_to_the_decay() -> None:
     assert values[0] == 0.1
     assert all(0 <= a <= b <= 0.99 for a, b in pairwise(values))
     assert values[889] < 0.99 == values[891]
+
+
+def test_following_is_updating_by_the_warmed_up_decay_and_goes_on_where_it_was_saved() -> None:
+    first, second = student(), student()
+    followed, updated = Teacher(first), Teacher(first)
+    for update in range(3):
+        followed.follow(second, 0.99)
+        updated.update(second, warmed_up(0.99, update))
+    restored = Teacher(first)
+    restored.load_state_dict(followed.state_dict())
+    restored.follow(second, 0.99)
+    updated.update(second, warmed_up(0.99, 3))
+    assert restored.followed == 4
+    for mine, theirs in zip(restored.module.parameters(), updated.module.parameters(), strict=True):
+        assert torch.equal(mine, theirs)

@@ -36,7 +36,7 @@ from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.deep import deep_logits
 from handful.networks.heads import PixelHead
 from handful.networks.parts import head_of, parts_of
-from handful.networks.teacher import Teacher, warmed_up
+from handful.networks.teacher import Teacher
 
 HIDDEN = 2
 """Width of the middle of the pixel projector, in widths of its embeddings, as in SSCL."""
@@ -53,7 +53,7 @@ class Settings:
         threshold: of the teacher's probability for its label to count.
         paste: share of the unlabelled patches in which a box shows a labelled patch.
         box: volume of that box as a share of the patch's, drawn uniformly.
-        decay: of the teacher a step; a young teacher follows quickly (``warmed_up``).
+        decay: of the teacher a step; a young teacher follows quickly (``Teacher.follow``).
         contrast_weight: of the pixel contrast; 0 leaves it out.
         contrast_every: steps from one pixel contrast to the next: it can cost as much as half a step of the control.
         temperature, width, level: of the pixel contrast: SSCL's temperature; channels of an embedding; decoder level
@@ -146,7 +146,6 @@ class Auto(Method):
                 out=settings.width,
             )
         self.teacher = Teacher(network) if settings.pseudo_weight else None
-        self.updates = 0
 
     def batch(self, source: Source) -> Batch:
         """Draw labelled patches and, after the first share of the run, unlabelled ones with boxes pasted in."""
@@ -204,18 +203,11 @@ class Auto(Method):
         """Move the teacher, where there is one."""
         if self.teacher is None:
             return
-        self.teacher.update(self.network, warmed_up(self.settings.decay, self.updates))
-        self.updates += 1
+        self.teacher.follow(self.network, self.settings.decay)
 
     def exports(self) -> Mapping[str, nn.Module]:
         """The student; the teacher and the projector are dropped."""
         return {"segmenter": self.network}
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.updates)
-
-    def set_extra_state(self, state: Any) -> None:
-        self.updates = int(state)
 
     def _seen(self, *images: Tensor) -> tuple[list[list[Tensor]], list[Tensor]]:
         """Return, for each batch of images, the logits of every level that predicts, and the map to be contrasted."""

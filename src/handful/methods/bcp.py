@@ -32,7 +32,7 @@ from handful.losses.pseudo_label import pseudo_label
 from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.deep import deep_logits
-from handful.networks.teacher import Teacher, warmed_up
+from handful.networks.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Settings:
         largest: whether a pseudo-label keeps but the largest connected piece of each class. Done on the CPU, class
             by class and image by image: it can cost more than the step itself. Only for structures of one piece.
         recolour: whether a mixture's intensities are changed, as one image; the teacher's image keeps its own.
-        decay: of the teacher a step; a young teacher follows quickly (``warmed_up``).
+        decay: of the teacher a step; a young teacher follows quickly (``Teacher.follow``).
         teacher_trains: dropout and batch statistics act in the teacher too.
         joint_norm: plain images and mixtures pass the student, and so batch norm, together.
         labelled: labelled images a step to be mixed, as many unlabelled ones with them, so as many mixtures; half of
@@ -121,7 +121,6 @@ class BCP(Method):
         self.network = network
         self.teacher = Teacher(network, follow_mode=settings.teacher_trains)
         self.settings = settings
-        self.updates = 0
 
     def batch(self, source: Source) -> Batch:
         """Draw images, where each mixture is to show which, and the mixtures.
@@ -188,18 +187,11 @@ class BCP(Method):
 
     def after_step(self, progress: float) -> None:
         """Move the teacher, in the warm-up too."""
-        self.teacher.update(self.network, warmed_up(self.settings.decay, self.updates))
-        self.updates += 1
+        self.teacher.follow(self.network, self.settings.decay)
 
     def exports(self) -> Mapping[str, nn.Module]:
         """The student; the teacher is dropped."""
         return {"segmenter": self.network}
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.updates)
-
-    def set_extra_state(self, state: Any) -> None:
-        self.updates = int(state)
 
     def _plain(self, source: Source) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """Draw unmixed labelled images, in another stream than those to be mixed."""

@@ -30,7 +30,7 @@ from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.deep import deep_logits, judged
 from handful.networks.parts import head_of, parts_of
-from handful.networks.teacher import Teacher, warmed_up
+from handful.networks.teacher import Teacher
 
 BOX_SHARE = (0.02, 0.4)
 """Of an image's volume that a CutMix box takes, as in UniMatch; its aspect there is drawn too, here the image's."""
@@ -53,7 +53,7 @@ class Settings:
             it, or ``both``; over all decoder levels that predict, as for labels.
         ramp: share of the run over which both weights rise, as a sigmoid; 0: constant.
         teacher: who labels: the ``student`` as it is now, or its moving average, ``ema``.
-        decay: of the average a step; a young one follows quickly (``warmed_up``).
+        decay: of the average a step; a young one follows quickly (``Teacher.follow``).
         joint_norm: labelled images and strong views pass the network, and so batch norm, together.
         labelled, unlabelled: images a step; None is the plan's batch each. A step with everything on costs about
             four of the control's.
@@ -131,7 +131,6 @@ class FixMatch(Method):
             self.widths = tuple(widths)
         self.teacher = Teacher(network) if settings.teacher == "ema" else None
         self.settings = settings
-        self.updates = 0
 
     def batch(self, source: Source) -> Batch:
         """Draw labelled patches; of unlabelled ones a plain view and strong ones, boxes and channels to leave out."""
@@ -194,18 +193,11 @@ class FixMatch(Method):
     def after_step(self, progress: float) -> None:
         """Move the average, if it is who labels."""
         if self.teacher is not None:
-            self.teacher.update(self.network, warmed_up(self.settings.decay, self.updates))
-            self.updates += 1
+            self.teacher.follow(self.network, self.settings.decay)
 
     def exports(self) -> Mapping[str, nn.Module]:
         """The network, not its average."""
         return {"segmenter": self.network}
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.updates)
-
-    def set_extra_state(self, state: Any) -> None:
-        self.updates = int(state)
 
     def _partner(self, count: int) -> Tensor:
         """Return which strong view each one takes its box from: the next image's, of the same number."""

@@ -28,7 +28,7 @@ from handful.losses.mixing import mixing_weight, mixup, random_partner
 from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.deep import deep_logits_of_both
-from handful.networks.teacher import Teacher, warmed_up
+from handful.networks.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Settings:
         labelled_alpha: the same for labelled images, one share a step; 0 does not mix them.
         consistency_weight: of the unlabelled term once its ramp has ended.
         ramp: share of the run over which that weight rises, as a sigmoid.
-        decay: of the teacher a step; a young teacher follows quickly (``warmed_up``).
+        decay: of the teacher a step; a young teacher follows quickly (``Teacher.follow``).
         teacher_sees: ``plain``: the pixels as they are, while the student's mixtures are of recoloured images;
             ``same``: what the student's mixtures are made of.
         teacher_trains: dropout and batch statistics act in the teacher too.
@@ -115,7 +115,6 @@ class ICT(Method):
         self.network = network
         self.teacher = Teacher(network, follow_mode=settings.teacher_trains)
         self.settings = settings
-        self.updates = 0
 
     def batch(self, source: Source) -> Batch:
         """Draw labelled patches, pairs of unlabelled ones, and the shares of their mixtures.
@@ -184,18 +183,11 @@ class ICT(Method):
 
     def after_step(self, progress: float) -> None:
         """Move the teacher."""
-        self.teacher.update(self.network, warmed_up(self.settings.decay, self.updates))
-        self.updates += 1
+        self.teacher.follow(self.network, self.settings.decay)
 
     def exports(self) -> Mapping[str, nn.Module]:
         """The student; the teacher is dropped."""
         return {"segmenter": self.network}
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.updates)
-
-    def set_extra_state(self, state: Any) -> None:
-        self.updates = int(state)
 
 
 def mixed_pairs(maps: Tensor, share: Tensor) -> Tensor:

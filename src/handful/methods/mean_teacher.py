@@ -26,7 +26,7 @@ from handful.losses.consistency import sigmoid_ramp, squared_consistency
 from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.deep import deep_logits_of_both
-from handful.networks.teacher import Teacher, warmed_up
+from handful.networks.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Settings:
     Attributes:
         consistency_weight: of the unlabelled term once its ramp has ended.
         ramp: share of the run over which that weight rises, as a sigmoid.
-        decay: of the teacher a step; a young teacher follows quickly (``warmed_up``).
+        decay: of the teacher a step; a young teacher follows quickly (``Teacher.follow``).
         teacher_sees: ``plain``: the pixels as they are, while the student's are recoloured; ``noisy``: the student's
             view, with noise.
         noise: deviation, for ``noisy``.
@@ -98,7 +98,6 @@ class MeanTeacher(Method):
         self.network = network
         self.teacher = Teacher(network, follow_mode=settings.teacher_trains)
         self.settings = settings
-        self.updates = 0
 
     def batch(self, source: Source) -> Batch:
         """Draw labelled patches, and unlabelled ones in the student's and the teacher's view."""
@@ -140,18 +139,11 @@ class MeanTeacher(Method):
 
     def after_step(self, progress: float) -> None:
         """Move the teacher."""
-        self.teacher.update(self.network, warmed_up(self.settings.decay, self.updates))
-        self.updates += 1
+        self.teacher.follow(self.network, self.settings.decay)
 
     def exports(self) -> Mapping[str, nn.Module]:
         """The student; the teacher is dropped."""
         return {"segmenter": self.network}
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.updates)
-
-    def set_extra_state(self, state: Any) -> None:
-        self.updates = int(state)
 
 
 METHOD = MeanTeacher

@@ -57,7 +57,7 @@ from handful.networks.bank import Bank, ClassBanks
 from handful.networks.deep import deep_logits
 from handful.networks.heads import LeanPyramidHead, PixelHead, PyramidHead
 from handful.networks.parts import head_of, parts_of
-from handful.networks.teacher import Teacher, warmed_up
+from handful.networks.teacher import Teacher
 
 SAMPLERS: dict[str, Sampler] = {"uniform": uniform, "stratified": stratified, "antithetic": antithetic}
 
@@ -97,7 +97,7 @@ class Settings:
         level: of the decoder whose size the map of embeddings has; 0 is the finest.
         extractor: ``lean``, or ``published``: the same functions in more and wider matrices.
         nonlinear: whether ReLU stands between the two layers of the student's projector.
-        decay: of the teacher a step; a young teacher follows quickly (``warmed_up``).
+        decay: of the teacher a step; a young teacher follows quickly (``Teacher.follow``).
         teacher_trains: dropout and batch statistics act in the teacher too.
         joint_norm: labelled images and strong views pass the student, and so batch norm, together.
         labelled, unlabelled: images a step; None is half of the plan's batch, since every image passes the student
@@ -288,7 +288,6 @@ class MONA(Method):
             if not settings.repair_start:
                 self._fill(parts.dims)
         self.teacher = Teacher(self.student, follow_mode=settings.teacher_trains)
-        self.updates = 0
         self.fresh_keys: list[Tensor] | None = None
         self.fresh_maps: Tensor | None = None
 
@@ -346,7 +345,7 @@ class MONA(Method):
     def step(self, batch: Any, progress: float) -> StepOutput:
         """Labels; the teacher's labels on strong views; the three principles."""
         settings = self.settings
-        if self.updates == 0:
+        if self.teacher.followed == 0:
             self.teacher.update(self.student, 0.0)  # begins as the student, whatever that was started from
         if batch.weak is None:
             (levels,) = deep_logits(self.network, batch.image)
@@ -393,8 +392,7 @@ class MONA(Method):
 
     def after_step(self, progress: float) -> None:
         """Move the teacher, and remember what it said of this step's images."""
-        self.teacher.update(self.student, warmed_up(self.settings.decay, self.updates))
-        self.updates += 1
+        self.teacher.follow(self.student, self.settings.decay)
         if self.neighbours is not None and self.fresh_maps is not None:
             self.neighbours.enqueue(gathered(self.fresh_maps))
         if self.banks is not None and self.fresh_keys is not None:
@@ -405,12 +403,6 @@ class MONA(Method):
     def exports(self) -> Mapping[str, nn.Module]:
         """The student; its heads for embeddings, the teacher and the banks are dropped."""
         return {"segmenter": self.network}
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.updates)
-
-    def set_extra_state(self, state: Any) -> None:
-        self.updates = int(state)
 
     def _fill(self, dims: int) -> None:
         """Begin the memories as the released code does."""

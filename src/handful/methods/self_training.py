@@ -35,7 +35,7 @@ from handful.losses.pseudo_label import pseudo_label
 from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.deep import deep_logits
-from handful.networks.teacher import Teacher, warmed_up
+from handful.networks.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Settings:
         pseudo_weight: of the pseudo-label term, once its ramp has ended.
         threshold: of the teacher's probability for its label to count; 0 counts every pixel.
         recolour: whether the student sees changed intensities; otherwise it sees what the teacher sees.
-        decay: of the teacher a step; a young teacher follows quickly (``warmed_up``).
+        decay: of the teacher a step; a young teacher follows quickly (``Teacher.follow``).
         teacher_trains: dropout and batch statistics act in the teacher too.
         joint_norm: labelled and unlabelled images pass the student, and so batch norm, together.
         labelled, unlabelled: images a step; None is the plan's batch each, so a step costs two batches after ``start``.
@@ -106,7 +106,6 @@ class SelfTraining(Method):
         self.network = network
         self.teacher = Teacher(network, follow_mode=settings.teacher_trains)
         self.settings = settings
-        self.updates = 0
 
     def batch(self, source: Source) -> Batch:
         """Draw labelled patches and, after the first share of the run, unlabelled ones."""
@@ -146,18 +145,11 @@ class SelfTraining(Method):
 
     def after_step(self, progress: float) -> None:
         """Move the teacher."""
-        self.teacher.update(self.network, warmed_up(self.settings.decay, self.updates))
-        self.updates += 1
+        self.teacher.follow(self.network, self.settings.decay)
 
     def exports(self) -> Mapping[str, nn.Module]:
         """The student; the teacher is dropped."""
         return {"segmenter": self.network}
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.updates)
-
-    def set_extra_state(self, state: Any) -> None:
-        self.updates = int(state)
 
 
 METHOD = SelfTraining

@@ -31,7 +31,7 @@ from handful.losses.entropy import entropy_map
 from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.deep import deep_logits_of_both
-from handful.networks.teacher import Teacher, warmed_up
+from handful.networks.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Settings:
         threshold: share of the largest possible entropy under which a pixel is certain, at the start; it rises to 1
             over the run, as a sigmoid.
         threshold_classes: that largest entropy is the log of so many classes; None is the network's own number.
-        decay: of the teacher a step; a young teacher follows quickly (``warmed_up``).
+        decay: of the teacher a step; a young teacher follows quickly (``Teacher.follow``).
         teacher_sees: ``plain``: the pixels as they are, while the student's are recoloured; ``noisy``: the student's
             view, with noise. The passes always add noise to it.
         noise: deviation.
@@ -126,7 +126,6 @@ class UAMT(Method):
         self.network = network
         self.teacher = Teacher(network, follow_mode=settings.teacher_trains)
         self.settings = settings
-        self.updates = 0
 
     def batch(self, source: Source) -> Batch:
         """Draw labelled patches, and unlabelled ones in the student's and the teacher's view."""
@@ -197,18 +196,11 @@ class UAMT(Method):
 
     def after_step(self, progress: float) -> None:
         """Move the teacher."""
-        self.teacher.update(self.network, warmed_up(self.settings.decay, self.updates))
-        self.updates += 1
+        self.teacher.follow(self.network, self.settings.decay)
 
     def exports(self) -> Mapping[str, nn.Module]:
         """The student; the teacher is dropped."""
         return {"segmenter": self.network}
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.updates)
-
-    def set_extra_state(self, state: Any) -> None:
-        self.updates = int(state)
 
 
 def dropouts(network: nn.Module) -> list[nn.Module]:

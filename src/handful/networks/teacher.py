@@ -20,6 +20,7 @@ class Teacher(nn.Module):
 
     Attributes:
         module: the averaged copy; its parts (``teacher.module.encoder``) may be called under ``torch.no_grad``.
+        followed: how many times ``follow`` was called; saved with the weights.
 
     References:
         Tarvainen and Valpola, 2017. https://arxiv.org/abs/1703.01780
@@ -29,6 +30,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.module = copy.deepcopy(student).requires_grad_(False)
         self.follow_mode = follow_mode
+        self.followed = 0
         self.train(self.training)
 
     @torch.no_grad()
@@ -62,6 +64,17 @@ class Teacher(nn.Module):
             )
         for name in mine.keys() - set(averaged):
             mine[name].copy_(theirs[name])
+
+    def follow(self, student: nn.Module, decay: float) -> None:
+        """Move towards ``student`` by ``decay``, more quickly while young (``warmed_up``)."""
+        self.update(student, warmed_up(decay, self.followed))
+        self.followed += 1
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.followed)
+
+    def set_extra_state(self, state: Any) -> None:
+        self.followed = int(state)
 
 
 def warmed_up(decay: float, update: int) -> float:
