@@ -15,18 +15,21 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from safetensors.torch import load_file
+from torch import nn
 
 from handful.artefacts import hash_of
 from handful.data.cases import Dataset
 from handful.data.phantom import make_phantom
-from handful.errors import DataError, RunError, UsageError
+from handful.errors import DataError, RunError, Stopped, UsageError
 from handful.methods.contract import StepOutput
 from handful.methods.supervised import Settings, Supervised
 from handful.networks.build import build_network, unet_architecture
 from handful.training.fabric import make_fabric
 from handful.training.folder import RunFolder
-from handful.training.loop import LoopSettings, fit
+from handful.training.loop import LoopSettings, Progress, fit
 from handful.training.recipe import parse_duration, resolve
 from handful.training.run import pretrain, train
 from handful.training.schedules import SCHEDULES, ema_decay
@@ -254,6 +257,46 @@ def test_a_term_that_is_not_finite_between_two_rows_never_reaches_a_checkpoint(
             seed=0,
         )
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_float16_skips_the_steps_that_overflow_counts_them_and_resumes_with_the_scale_it_had(
+    tmp_path: Path,
+) -> None:
+    """The scale of the loss begins far too large, as on a GPU without bfloat16; the CPU can pretend to be one."""
+    architecture = unet_architecture(
+        dims=2, in_channels=1, classes=3, widths=(4, 6), strides=((2, 2),), kernels=((3, 3),) * 2, blocks=1,
+        kind="plain", norm="batch", deep_supervision=False,
+    )  # fmt: skip
+
+    def trained(out: Path, *, stop: int | None = None) -> dict[str, nn.Module]:
+        def interrupt(progress: Progress) -> None:
+            if progress.step == stop:
+                signal.raise_signal(signal.SIGTERM)
+
+        torch.manual_seed(0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+        return fit(
+            Supervised(build_network(architecture), Settings()),
+            lambda step: phantom_source(2, step=step),
+            settings=LoopSettings(steps=40, rows=40),
+            fabric=Fabric(accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", "cpu", scaler)]),
+            folder=RunFolder(out, quiet=True),
+            seed=0,
+            report=interrupt,
+        )
+
+    whole = trained(tmp_path / "whole")
+    with pytest.raises(Stopped):
+        trained(tmp_path / "parts", stop=5)
+    parts = trained(tmp_path / "parts")
+    rows = RunFolder(tmp_path / "whole", quiet=True).read_metrics()
+    skipped = [row["overflow"] for row in rows]
+    assert skipped[0] == 1
+    assert skipped[-1] == 0
+    assert 5 < sum(skipped) < 35
+    assert all(row["gradient_norm"] > 0 or row["overflow"] for row in rows)
+    for one, other in zip(whole["segmenter"].parameters(), parts["segmenter"].parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_time_limit_ends_the_run(phantom_folder: Path, tmp_path: Path) -> None:

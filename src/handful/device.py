@@ -62,7 +62,8 @@ def choose_precision(name: str, device: torch.device) -> str:
 def half_precision(device: torch.device) -> torch.dtype | None:
     """Return the half precision that is fast on ``device``, or None where none is."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # an emulated bfloat16, of cards before Ampere, is slow
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and cpu_multiplies_bfloat16() else None
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision, Precision
 from torch import Tensor, nn
 
 from handful.data.sampling import Source
@@ -163,7 +164,9 @@ def fit(
     if fabric.world_size > 1:
         synchronise_norms(method)
     lockstep = Lockstep(fabric)
-    optimiser = _optimiser(method, settings)
+    half = fabric.strategy.precision
+    scaled = isinstance(half, MixedPrecision) and half.scaler is not None  # float16 only
+    optimiser = _optimiser(method, settings, fused=not scaled)  # fused, it would unscale after the clipping
     averages = nn.ModuleDict({name: Teacher(part) for name, part in method.exports().items()})
     wrapped, optimiser = fabric.setup(method, optimiser)
     wrapped.mark_forward_method("step")
@@ -174,6 +177,7 @@ def fit(
         method.load_state_dict(state["method"])
         optimiser.load_state_dict(state["optimiser"])
         averages.load_state_dict(state["averages"])
+        half.load_state_dict(state["precision"])
         if checkup is not None:
             checkup.load_state_dict(state["checkup"])
         step, before = int(state["step"]), float(state["seconds"])
@@ -237,7 +241,7 @@ def fit(
                 average.update(part, decay)
             if snapshot is not None and _snapshot_due(fraction, after, settings.snapshots):
                 snapshot(step, _averaged(averages))
-            window.add({"loss": output.loss.detach(), **output.logs, "gradient_norm": norm, **gradients})
+            window.add({"loss": output.loss.detach(), **output.logs, **_norm(norm, scaled), **gradients})
             if checkup is not None:
                 checkup.add(output)
 
@@ -256,14 +260,14 @@ def fit(
                 if slowed := contention.sentence():
                     folder.say(slowed)
             if checkpoint:
-                _save(folder, method, optimiser, averages, checkup, step, before + now - started)
+                _save(folder, method, optimiser, averages, half, checkup, step, before + now - started)
                 saved = now
     seconds = before + now - started
     if step != (int(state["step"]) if state else 0):
         _finite(
             step, window.means(fabric)
         )  # of the steps since the last row: a checkpoint is never worse than it
-        _save(folder, method, optimiser, averages, checkup, step, seconds)
+        _save(folder, method, optimiser, averages, half, checkup, step, seconds)
     if stopped:
         folder.say(f"stopped after {step} steps: the probe has not improved for {settings.patience} probes")
     if caught and _fraction(step, seconds, steps, limit) < 1:
@@ -272,7 +276,7 @@ def fit(
     return _averaged(averages)
 
 
-def _optimiser(method: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:
+def _optimiser(method: nn.Module, settings: LoopSettings, *, fused: bool) -> torch.optim.Optimizer:
     trained = [p for p in method.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
@@ -281,7 +285,15 @@ def _optimiser(method: nn.Module, settings: LoopSettings) -> torch.optim.Optimiz
     if settings.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
     kind = torch.optim.Adam if settings.optimiser == "adam" else torch.optim.AdamW
-    return kind(groups, lr=settings.lr, fused=True)
+    return kind(groups, lr=settings.lr, fused=fused)
+
+
+def _norm(norm: Tensor | None, scaled: bool) -> dict[str, Tensor | None]:
+    """Return what is logged of a gradient norm: under float16 an overflow, whose step is skipped, is only counted."""
+    if norm is None or not scaled:
+        return {"gradient_norm": norm}
+    finite = torch.isfinite(norm)
+    return {"gradient_norm": norm.where(finite, 0.0), "overflow": (~finite).float()}
 
 
 def _averaged(averages: nn.ModuleDict) -> dict[str, nn.Module]:
@@ -386,6 +398,7 @@ def _save(
     method: Method,
     optimiser: Any,
     averages: nn.ModuleDict,
+    half: Precision,
     checkup: Checkup | None,
     step: int,
     seconds: float,
@@ -395,6 +408,7 @@ def _save(
             "method": method.state_dict(),
             "optimiser": optimiser.state_dict(),
             "averages": averages.state_dict(),
+            "precision": half.state_dict(),
             "checkup": checkup.state_dict() if checkup is not None else None,
             "step": step,
             "seconds": seconds,
