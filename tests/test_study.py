@@ -500,12 +500,16 @@ def test_changed_test_labels_are_not_mixed_in(
 
 def test_overwriting_keeps_the_log(copied: Path, phantom_folder: Path, plan: Path, small: Path) -> None:
     count = len(events(copied))
+    page = [copied / name for name in ("report.html", "report.md", "figure.png", "figure.svg")]
+    for file in page:
+        file.write_text("of the study before")
     changes = {"methods": "supervised", "labels": "1", "draws": 1, "overwrite": True}
     study(phantom_folder, copied, plan=plan, **{**SMALL, **changes})
     assert events(copied)[:count] == events(small)
     assert events(copied)[count]["event"] == "study removed"
     assert len(rows(copied / "runs.csv")) == 1
     assert not (copied / "pretrained").exists()
+    assert not any(file.exists() for file in page)
 
 
 def test_an_image_that_trains_and_tests_is_found(phantom_folder: Path, plan: Path, tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ class StudyFolder:
             shutil.rmtree(folder, ignore_errors=True)
         for file in (self.asked, self.splits, self.cases, self.summary, *self.tables.values()):
             file.unlink(missing_ok=True)
-        for file in (self.path / "report.html", self.path / "report.md"):
-            file.unlink(missing_ok=True)
+        for name in ("report.html", "report.md", "figure.png", "figure.svg"):
+            (self.path / name).unlink(missing_ok=True)
 
     def take(self, asked: Asked, splits: Splits, plan: Path | None) -> str:
         """Write down the question, or find that it is the one this folder holds already; return the data's hash.
