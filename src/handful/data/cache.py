@@ -109,9 +109,10 @@ class Cache:
 
     def _store(self, case: Case, prepared: Prepared) -> None:
         image_path, label_path = self._paths(case)
-        _write(image_path, prepared.image.astype(np.float16), prepared.geometry, slices=self.plan.dims == 2)
+        by_slice = self.plan.dims == 2 and len(self.plan.planes) == 1
+        _write(image_path, prepared.image.astype(np.float16), prepared.geometry, slices=by_slice)
         if label_path is not None and prepared.label is not None:
-            _write(label_path, prepared.label, prepared.geometry, slices=self.plan.dims == 2)
+            _write(label_path, prepared.label, prepared.geometry, slices=by_slice)
 
     def _paths(self, case: Case) -> tuple[Path, Path | None]:
         assert self.folder is not None
@@ -120,7 +121,8 @@ class Cache:
             "format": FORMAT,
             "axes": plan.axes,
             "spacing_mm": plan.spacing_mm,
-            "dims": plan.dims,  # decides the chunks
+            "dims": plan.dims,  # decides the chunks, as the planes do
+            **({"planes": plan.planes} if len(plan.planes) > 1 else {}),
             "images": [self._hash(path) for path in case.images],
         }
         name = quote(case.name, safe="")

@@ -83,6 +83,7 @@ class Plan:
     Attributes:
         dims: 2 (slices along D) or 3.
         axes: which axis of the reoriented (RAS) volume becomes D, H, W; D is the slice axis.
+        planes: of a 2D plan, the orders of D, H, W in which volumes are cut: slice axis, rows, columns (data.planes).
         spacing_mm: target spacing along D, H, W; None keeps each volume's own (D of a 2D plan).
         patch: network input size, ``dims`` numbers (H, W or D, H, W).
         batch: items a step.
@@ -110,6 +111,7 @@ class Plan:
     ignore_value: int | None = None
     mirror: tuple[bool, ...]
     one_piece: tuple[bool, ...] = ()
+    planes: tuple[tuple[int, int, int], ...] = ((0, 1, 2),)
     network: NetworkPlan
     reasons: dict[str, str] = field(default_factory=dict)
     dataset: str = ""
@@ -124,6 +126,7 @@ def make_plan(
     memory_gb: float | None = None,
     device: str = "cpu",
     dims: int | None = None,
+    planes: int | None = None,
     structures: bool = True,
 ) -> Plan:
     """Decide grid, normalisation and sizes from the data; each decision gets a sentence in ``Plan.reasons``.
@@ -134,10 +137,12 @@ def make_plan(
         memory_gb: memory a training step may use; None takes what ``sizes.BUDGETS`` assumes of the device.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dims: 2 or 3 to decide it yourself; None decides from the spacing.
+        planes: of a 2D plan: 1 cuts slices along D only, 3 along all axes; None decides from the spacing.
         structures: whether there must be a structure to segment; a pre-training on images alone needs none.
 
     Raises:
-        UsageError: ``dims`` is neither 2 nor 3, or the data set declares no structure or too many.
+        UsageError: ``dims`` is neither 2 nor 3, three planes of voxels that are longer along one axis or of a 3D
+            plan, or the data set declares no structure or too many.
     """
     from handful import __version__
 
@@ -148,7 +153,8 @@ def make_plan(
     sizes = np.array([[case.shape[axis] for axis in axes] for case in fingerprint.cases])
     spacings = np.array([[case.spacing_mm[axis] for axis in axes] for case in fingerprint.cases])
     chosen = _choose_dims(sizes, spacings, dims, reasons)
-    target = _choose_spacing(spacings, chosen, reasons)
+    several = _choose_planes(sizes, spacings, chosen, planes, reasons)
+    target = _choose_spacing(spacings, chosen, reasons, through=several)
     values, names = _classes(dataset, reasons, structures=structures)
     reached = np.array(
         [spacings[:, i] if mm is None else np.full(len(sizes), mm) for i, mm in enumerate(target)]
@@ -156,7 +162,9 @@ def make_plan(
     grid = np.maximum(1, np.round(sizes * spacings / reached))
     part = slice(3 - chosen, None)
     kind: Literal["cpu", "gpu"] = "cpu" if device.startswith("cpu") else "gpu"
-    median_size = [int(n) for n in np.median(grid, axis=0)[part]]
+    median = [int(n) for n in np.median(grid, axis=0)]
+    cuts = _orders(median) if several else ((0, 1, 2),)
+    median_size = [max(median[order[axis]] for order in cuts) for axis in range(3)[part]]
     fit = choose_sizes(
         median_size,
         [float(mm) for mm in np.median(reached, axis=0)[part]],
@@ -167,6 +175,7 @@ def make_plan(
     )
     whole = all(p >= n for p, n in zip(fit.patch, median_size))
     covers = "covers the median volume" if chosen == 3 else "covers the median slice"
+    covers += " of every plane" if several else ""
     reasons["patch"] = (
         f"The median {'volume' if chosen == 3 else 'slice'} has {_times(median_size)} voxels on this grid; "
         f"{covers if whole else 'as near to a cube in mm as the volume and the memory allow'}, "
@@ -178,7 +187,8 @@ def make_plan(
         f"{fit.widths[0]} channels suit a {kind.upper()}."
     )
     channels = _normalisations(fingerprint, reasons)
-    mirror = _choose_mirror(fingerprint, dataset, axes[3 - chosen :], reasons)
+    rows = [[axes[order[axis]] for order in cuts] for axis in range(3)[part]]
+    mirror = _choose_mirror(fingerprint, dataset, rows, reasons)
     one_piece = _choose_one_piece(fingerprint, dataset, values, reasons)
     return Plan(
         dims=chosen,
@@ -192,6 +202,7 @@ def make_plan(
         ignore_value=dataset.ignore_value,
         mirror=mirror,
         one_piece=one_piece,
+        planes=cuts,
         network=NetworkPlan(
             widths=fit.widths,
             strides=fit.strides,
@@ -244,6 +255,7 @@ def read_plan(path: Path) -> Plan:
 def explain(plan: Plan) -> list[tuple[str, str, str]]:
     """Return the plan as a table: what was decided, its value, and why."""
     network = plan.network
+    planes = ", ".join(AXIS_NAMES[plan.axes[order[0]]] for order in plan.planes)
     spacing = " x ".join("own" if mm is None else f"{mm:g}" for mm in plan.spacing_mm)
     mirrored = [AXIS_NAMES[axis] for axis, allowed in zip(plan.axes[3 - plan.dims :], plan.mirror) if allowed]
     classes = ", ".join(f"{value} {name}" for value, name in zip(plan.label_values, plan.label_names))
@@ -251,6 +263,7 @@ def explain(plan: Plan) -> list[tuple[str, str, str]]:
     values = {
         "dims": f"{plan.dims}D",
         "axes": "D, H, W = " + ", ".join(AXIS_NAMES[axis] for axis in plan.axes),
+        **({"planes": f"slices along {planes}"} if plan.dims == 2 else {}),
         "spacing_mm": f"{spacing} mm",
         "patch": _times(plan.patch),
         "batch": str(plan.batch),
@@ -266,6 +279,7 @@ def explain(plan: Plan) -> list[tuple[str, str, str]]:
 _TITLES = {
     "dims": "dimensions",
     "axes": "axes",
+    "planes": "planes",
     "spacing_mm": "spacing",
     "patch": "patch",
     "batch": "batch",
@@ -279,6 +293,7 @@ _TITLES = {
 _MEANING = {
     "dims": "2: slices along D; 3: volumes.",
     "axes": "Which axis of the volume (0 left-right, 1 front-back, 2 head-foot) becomes D (the slice axis), H and W.",
+    "planes": "2D: orders of D, H, W (0, 1, 2) to cut volumes in: slice axis, rows, columns. Predictions are averaged.",
     "spacing_mm": "Voxel size along D, H, W after resampling; null keeps each volume's own (only D of a 2D plan).",
     "patch": "Voxels the network sees at once: H, W or D, H, W. Multiples of the product of the strides.",
     "batch": "Patches a step.",
@@ -341,11 +356,55 @@ def _choose_dims(
     return 2 if asked == 2 else 3
 
 
+def _choose_planes(
+    sizes: np.ndarray[Any, Any],
+    spacings: np.ndarray[Any, Any],
+    dims: Literal[2, 3],
+    asked: int | None,
+    reasons: dict[str, str],
+) -> bool:
+    """Say whether slices are cut along all three axes: where no axis is coarser, all planes show the same detail."""
+    if asked not in (None, 1, 3) or (asked == 3 and dims == 3):
+        raise UsageError(f"planes must be 1 or 3, and 1 for a 3D plan, found {asked}.")
+    if dims == 3:
+        return False
+    median = np.median(spacings, axis=0)
+    ratio, slices = float(median.max() / median.min()), float(np.median(sizes[:, 0]))
+    alike = ratio <= SLICE_AXIS_COARSER
+    if asked == 3 and not alike:
+        raise UsageError(
+            f"three planes need voxels that are equally long along all axes, here one is {ratio:.2g} times as long as "
+            "another; use one plane, or 3D."
+        )
+    if asked is not None:
+        reasons["planes"] = "Asked for."
+        return asked == 3
+    if not alike:
+        reasons["planes"] = f"Voxels are {ratio:.2g} times as long along one axis as along another."
+    elif slices < FEW_SLICES:
+        reasons["planes"] = f"There are only {slices:g} slices."
+    else:
+        reasons["planes"] = (
+            "Voxels are equally long along all axes: one network sees slices along each, and predictions are averaged."
+        )
+    return alike and slices >= FEW_SLICES
+
+
+def _orders(size: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+    """Return the three orders of D, H, W to cut in; the longer side of a slice lies where that of the first has it."""
+    tall = size[1] >= size[2]
+    orders = [(0, 1, 2)]
+    for axis in (1, 2):
+        long, short = sorted({0, 1, 2} - {axis}, key=lambda other: -size[other])
+        orders.append((axis, long, short) if tall else (axis, short, long))
+    return tuple(orders)
+
+
 def _choose_spacing(
-    spacings: np.ndarray[Any, Any], dims: Literal[2, 3], reasons: dict[str, str]
+    spacings: np.ndarray[Any, Any], dims: Literal[2, 3], reasons: dict[str, str], *, through: bool
 ) -> tuple[float | None, float, float]:
     d, h, w = (round(float(mm), 4) for mm in np.median(spacings, axis=0))
-    if dims == 2:
+    if dims == 2 and not through:
         reasons["spacing_mm"] = f"The median in plane of {len(spacings)} volumes; slices stay where they are."
         return None, h, w
     if d > ANISOTROPIC * max(h, w):
@@ -424,14 +483,16 @@ def _is_ct(channel_name: str) -> bool:
 
 
 def _choose_mirror(
-    fingerprint: "Fingerprint", dataset: "Dataset", axes: Sequence[int], reasons: dict[str, str]
+    fingerprint: "Fingerprint", dataset: "Dataset", rows: Sequence[Sequence[int]], reasons: dict[str, str]
 ) -> tuple[bool, ...]:
+    """Allow a mirror along an axis of the patch where every axis of the volume that comes to lie there allows it."""
     from handful.data.mirror import mirror_axes
 
     decisions = mirror_axes(fingerprint, dataset.label_names)
+    axes = dict.fromkeys(axis for row in zip(*rows) for axis in row)
     why = "; ".join(f"{AXIS_NAMES[axis]} {decisions[axis].why}" for axis in axes)
     reasons["mirror"] = why[0].upper() + why[1:] + "."
-    return tuple(decisions[axis].allowed for axis in axes)
+    return tuple(all(decisions[axis].allowed for axis in row) for row in rows)
 
 
 def _choose_one_piece(

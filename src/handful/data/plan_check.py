@@ -6,6 +6,8 @@ from handful.data.sizes import unit
 from handful.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from handful.data.plan import Plan
 
 LAST_CLASS = 254
@@ -51,9 +53,16 @@ def check_plan(plan: "Plan", *, where: str) -> None:
                 )
     if sorted(plan.axes) != [0, 1, 2]:
         wrong.append(f"axes must hold 0, 1 and 2 once each, found {list(plan.axes)}")
+    several = len(plan.planes) > 1
+    if not plan.planes or any(sorted(order) != [0, 1, 2] for order in plan.planes):
+        wrong.append(f"planes needs one order at least, each of 0, 1 and 2, found {_lists(plan.planes)}")
+    elif dims == 3 and plan.planes != ((0, 1, 2),):
+        wrong.append(f"planes of a 3D plan is [[0, 1, 2]], found {_lists(plan.planes)}")
     for letter, mm in zip("DHW", plan.spacing_mm):
-        if mm is None and not (letter == "D" and dims == 2):
-            wrong.append(f"spacing_mm along {letter} needs a number (null is for D of a 2D plan)")
+        if mm is None and not (letter == "D" and dims == 2 and not several):
+            wrong.append(
+                f"spacing_mm along {letter} needs a number (null is for D of a 2D plan of one plane)"
+            )
         elif mm is not None and not 0 < mm < float("inf"):
             wrong.append(f"spacing_mm along {letter} must be positive, found {mm}")
     wrong += _check_labels(plan)
@@ -68,6 +77,10 @@ def check_plan(plan: "Plan", *, where: str) -> None:
             wrong.append(f"channels: a window needs low < high, found {channel.low} and {channel.high}")
     if wrong:
         raise UsageError(f"{where}: " + "; ".join(wrong) + ".")
+
+
+def _lists(rows: "Sequence[Sequence[int]]") -> list[list[int]]:
+    return [list(row) for row in rows]
 
 
 def _check_labels(plan: "Plan") -> list[str]:

@@ -50,14 +50,26 @@ def preprocessing(plan: Plan) -> list[str]:
     steps.append("Round to half precision; the network computes in single precision.")
     patch = " x ".join(str(size) for size in plan.patch)
     steps.append(
-        f"The network maps {'slices along D' if plan.dims == 2 else 'patches'} (B, {len(plan.channels)}, *S), "
+        f"The network maps {_cuts(plan)} (B, {len(plan.channels)}, *S), "
         f"trained with S = {patch}, to logits (B, {len(plan.label_values)}, *S); softmax over axis 1 gives the "
         "probability of each class, in the order of the plan's label_values."
     )
+    if len(plan.planes) > 1:
+        steps.append("The probabilities of all directions are averaged.")
     whole = [name for name, flag in zip(plan.label_names, plan.one_piece) if flag]
     if whole:
         steps.append(f"Afterwards only the largest piece of each of these is kept: {', '.join(whole)}.")
     return steps
+
+
+def _cuts(plan: Plan) -> str:
+    """Return what the network sees, in words."""
+    if plan.dims == 3:
+        return "patches"
+    named = [
+        "DHW"[order[0]] + f" (rows {'DHW'[order[1]]}, columns {'DHW'[order[2]]})" for order in plan.planes
+    ]
+    return f"slices along {' and along '.join(named)}" if len(named) > 1 else f"slices along {named[0]}"
 
 
 def _sentence(how: Normalisation) -> str:

@@ -1,6 +1,6 @@
 """The configuration files of a MONAI bundle: the same steps as a prediction here, in MONAI's own transforms.
 
-Needs MONAI to run, not this package. What MONAI does a little differently is listed in ``DIFFERENCES`` and written
+Needs MONAI to run, not this package. What MONAI does a little differently is listed by ``differences`` and written
 into the bundle.
 
 References:
@@ -15,7 +15,7 @@ from handful.data.intensity import PERCENTILES
 from handful.data.plan import ANISOTROPIC, Plan
 from handful.data.preprocess import FURTHEST
 
-DIFFERENCES = (
+_DIFFERENCES = (
     "images are not rounded to half precision",
     "volumes that are resampled get exactly the planned spacing, where handful rounds to whole voxels within the "
     "extent of the file, and one order of interpolation for all axes",
@@ -23,7 +23,6 @@ DIFFERENCES = (
     "slightly other places",
     "structures of one piece keep all their pieces",
 )
-"""Between ``handful predict`` and a bundle's ``configs/inference.json``."""
 
 _LOW, _HIGH = PERCENTILES[0], PERCENTILES[-1]
 
@@ -53,6 +52,12 @@ _SEGMENT = (
     "(lambda item: finish({**item, 'pred': infer(item['image'][None].to(device), network)[0].cpu()}))"
     "(prepare({'image': files}))"
 )
+
+
+def differences(plan: Plan) -> list[str]:
+    """Return what differs between ``handful predict`` and a bundle's ``configs/inference.json``."""
+    planes = ["slices are cut along the first axis only, where handful averages three directions"]
+    return [*_DIFFERENCES, *(planes if len(plan.planes) > 1 else [])]
 
 
 def inference_config(plan: Plan) -> dict[str, Any]:
@@ -174,7 +179,7 @@ def bundle_metadata(plan: Plan, about: dict[str, Any]) -> dict[str, Any]:
                 }
             },
         },
-        "handful": {**about, "differences_from_handful_predict": list(DIFFERENCES)},
+        "handful": {**about, "differences_from_handful_predict": differences(plan)},
     }  # fmt: skip
 
 

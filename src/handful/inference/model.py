@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from handful.artefacts import hash_of_file, read_json
 from handful.data.plan import Plan
+from handful.data.planes import lead_and, undone
 from handful.device import half_precision
 from handful.errors import DataError, RunError
 from handful.inference.sliding import sliding_window
@@ -60,16 +61,26 @@ class Model:
         """
         device = next(self.network.parameters()).device
         transforms = transforms_for(self.plan.mirror) if tta else (IDENTITY,)
-        return sliding_window(
-            averaged(self.network, transforms),
-            torch.from_numpy(np.ascontiguousarray(image)),
-            patch=self.plan.patch,
-            batch=max(self.plan.batch, 1),
-            multiple=_strides(self.metadata["architecture"], self.plan.dims),
-            device=device,
-            autocast=_autocast(device),
-            scratch=scratch,
-        )
+        total: NDArray[np.float32] | None = None
+        for order in self.plan.planes:
+            cut = sliding_window(
+                averaged(self.network, transforms),
+                torch.from_numpy(np.ascontiguousarray(image.transpose(lead_and(order)))),
+                patch=self.plan.patch,
+                batch=max(self.plan.batch, 1),
+                multiple=_strides(self.metadata["architecture"], self.plan.dims),
+                device=device,
+                autocast=_autocast(device),
+                scratch=scratch,
+            ).transpose(lead_and(undone(order)))
+            if total is None:
+                total = cut
+            else:
+                total += cut
+        assert total is not None
+        if len(self.plan.planes) > 1:
+            total /= len(self.plan.planes)
+        return total
 
 
 def load_model(run: Path | str, *, device: torch.device | str = "cpu") -> Model:

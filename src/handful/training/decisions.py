@@ -111,7 +111,12 @@ def decide_plan(
         if folder is not None:
             write_fingerprint(folder.fingerprint, fingerprint)
         decided = make_plan(
-            fingerprint, dataset, device=device, dims=(fixed and fixed.dims) or dims, structures=structures
+            fingerprint,
+            dataset,
+            device=device,
+            dims=(fixed and fixed.dims) or dims,
+            planes=_planes(fixed),
+            structures=structures,
         )
     if fixed is not None:
         decided = _fixed(decided, fixed)
@@ -125,9 +130,20 @@ def decide_plan(
     return decided
 
 
+def _planes(fixed: PlanSettings | None) -> int | None:
+    """Return how many planes the recipe wants: published slices of one size lie in one plane."""
+    if fixed is None:
+        return None
+    if fixed.planes is not None:
+        return fixed.planes
+    sized = any(value is not None for value in (fixed.patch, fixed.spacing_mm, fixed.mirror))
+    return 1 if sized else None
+
+
 def _fixed(plan: Plan, fixed: PlanSettings) -> Plan:
     """Put the recipe's values into the plan, with the reason."""
-    values = {name: value for name, value in asdict(fixed).items() if value is not None and name != "dims"}
+    chosen = asdict(replace(fixed, dims=None, planes=None))  # those two the plan was made with
+    values = {name: value for name, value in chosen.items() if value is not None}
     if not values:
         return plan
     reasons = {**plan.reasons, **dict.fromkeys(values, "Fixed by the recipe.")}

@@ -44,9 +44,13 @@ class NetworkSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings:
-    """What a recipe fixes of the plan; None leaves it to the data. See ``data.plan.Plan`` for the fields."""
+    """What a recipe fixes of the plan; None leaves it to the data. See ``data.plan.Plan`` for the fields.
+
+    ``planes`` is their number, 1 or 3. A recipe that fixes patch, spacing or mirrors has one unless it says otherwise.
+    """
 
     dims: Literal[2, 3] | None = None
+    planes: Literal[1, 3] | None = None
     patch: tuple[int, ...] | None = None
     spacing_mm: tuple[float | None, float | None, float | None] | None = None
     batch: int | None = None

@@ -10,6 +10,7 @@ from torch import nn
 
 from handful.artefacts import read_json, write_json, write_yaml
 from handful.data.plan import Plan, explain
+from handful.data.planes import in_planes
 from handful.data.sampling import StoredCase
 from handful.data.splits import write_splits
 from handful.data.store import load_cases
@@ -369,11 +370,14 @@ def learn(
             labelled, loaded.cases[count:], settings=stage.recipe.sampling, classes=len(plan.label_values),
             seed=stage.seed, folder=folder, fabric=fabric,
         )  # fmt: skip
+    # a pre-training may compare positions along the slice axis: it sees one
+    planes = plan.planes if method.kind == "train" else plan.planes[:1]
+    labelled, unlabelled = in_planes(labelled, planes), in_planes(loaded.cases[count:], planes)
     source = sources(
         stage.recipe,
         plan,
         labelled=labelled,
-        unlabelled=loaded.cases[count:],
+        unlabelled=unlabelled,
         device=stage.device,
         seed=stage.seed,
         processes=stage.processes,
@@ -386,7 +390,7 @@ def learn(
         method,
         source,
         settings=stage.recipe.stages()[1].loop.in_steps(
-            images=sum(case.image.shape[1] for case in loaded.cases) if plan.dims == 2 else len(loaded.cases),
+            images=sum(case.image.shape[1] if plan.dims == 2 else 1 for case in (*labelled, *unlabelled)),
             batch=getattr(stage.recipe.method, "batch", plan.batch) * world,
         ),
         fabric=fabric,
