@@ -98,7 +98,7 @@ def main() -> None:
         folder, labels = SETS[dims]
         with tempfile.TemporaryDirectory() as temporary:
             dataset, selection = chosen(given.data / folder, labels)
-            plan = decide_plan(dataset, selection, device="cpu")
+            plan = decide_plan(dataset, selection, device="cpu", dims=int(dims[0]))
             write_plan(Path(temporary) / "plan.yaml", plan)
             sides = " x ".join(map(str, plan.patch))
             print(

@@ -20,6 +20,8 @@ from handful.data.io import read_image
 from handful.data.plan import NetworkPlan, Normalisation, Plan
 from handful.data.preprocess import prepare
 from handful.errors import DataError, RunError, UsageError
+from handful.inference.about import preprocessing
+from handful.inference.bundle import differences
 from handful.inference.export import ENDINGS, export
 from handful.inference.model import load_model
 from handful.inference.predict import predict
@@ -67,6 +69,16 @@ def check_what_travels(told: dict[str, Any], plan: Plan = PLAN) -> None:
     text = " ".join(told["preprocessing"])
     assert "towards S, A, R" in text
     assert "clip to [-50, 120], subtract 20, divide by 40" in text
+
+
+def test_what_is_cut_in_several_planes_is_said_where_a_bundle_cuts_one() -> None:
+    turned = replace(FLAT, planes=((0, 1, 2), (1, 0, 2), (2, 1, 0)))
+    one, three = ([step for step in preprocessing(plan) if "slices" in step] for plan in (FLAT, turned))
+    assert "slices along D (rows H, columns W) (B," in one[0]
+    assert "and along H (rows D, columns W) and along W (rows H, columns D) (B," in three[0]
+    averaged = [len([s for s in preprocessing(plan) if "averaged" in s]) for plan in (PLAN, FLAT, turned)]
+    assert averaged == [0, 0, 1]
+    assert len(differences(turned)) == len(differences(FLAT)) + 1 == len(differences(PLAN)) + 1
 
 
 @pytest.mark.parametrize("pretrained", [False, True], ids=["training", "pre-training"])

@@ -104,9 +104,26 @@ def fingerprint(
     ],
 )
 def test_grid_follows_the_spacing(shape, spacing, dims, axes, target):
-    plan = make_plan(fingerprint(shape=shape, spacing=spacing), dataset())
+    plan = make_plan(fingerprint(shape=shape, spacing=spacing), dataset(), device="cuda")
     assert (plan.dims, plan.axes, plan.spacing_mm) == (dims, axes, target)
     assert len(plan.patch) == len(plan.mirror) == dims
+
+
+@pytest.mark.parametrize(
+    ("spacing", "cpu"),
+    [
+        ((1.0, 1.0, 1.0), (2, 3)),
+        ((1.0, 1.0, 1.05), (2, 3)),
+        ((1.0, 1.0, 1.5), (3, 1)),
+        ((1.0, 1.0, 4.0), (2, 1)),
+    ],
+)
+def test_a_cpu_cuts_slices_along_all_axes_where_a_gpu_takes_volumes(spacing, cpu):
+    seen = fingerprint(shape=(60, 70, 50), spacing=spacing)
+    plans = [make_plan(seen, dataset(), device=device) for device in ("cpu", "cuda:1", "mps")]
+    assert (plans[0].dims, len(plans[0].planes)) == cpu
+    thick = spacing[2] > 3
+    assert all((plan.dims, len(plan.planes)) == (2 if thick else 3, 1) for plan in plans[1:])
 
 
 def test_dims_can_be_asked_for():
@@ -119,6 +136,7 @@ def test_dims_can_be_asked_for():
     assert plan.network.kernels[0] == (1, 3, 3)
     assert plan.network.strides[0] == (1, 2, 2)
     assert make_plan(fingerprint(), dataset(), dims=2).spacing_mm[0] is None
+    assert make_plan(fingerprint(spacing=(1.0, 1.0, 1.0)), dataset(), dims=3).dims == 3
     with pytest.raises(UsageError, match="2 or 3"):
         make_plan(thick, dataset(), dims=4)
 
@@ -391,18 +409,21 @@ def test_a_missing_or_broken_file(tmp_path):
         read_plan(tmp_path / "broken.yaml")
 
 
-def real_plan(root, names, *, labelled=3, images=16):
+def real_plan(root, names, *, labelled=3, images=16, device="cpu"):
     paths = sorted((root / "imagesTr").glob("*.nii.gz"))[:images]
     cases = [
         Case(name=p.name, patient=p.name.split("_frame")[0], images=(p,), label=root / "labelsTr" / p.name)
         for p in paths
     ]
     data = dataclasses.replace(dataset(names=names, channels=("MRI",)), cases=tuple(cases), root=root)
-    return make_plan(make_fingerprint(data, cases[:labelled], cases, threads=2), data)
+    return make_plan(make_fingerprint(data, cases[:labelled], cases, threads=2), data, device=device)
 
 
 def test_plan_of_the_hippocampus(shared_data):
-    plan = real_plan(shared_data / "Task04_Hippocampus", ("Anterior", "Posterior"))
+    root = shared_data / "Task04_Hippocampus"
+    flat = real_plan(root, ("Anterior", "Posterior"))
+    assert (flat.dims, flat.patch, flat.planes) == (2, (56, 40), ((0, 1, 2), (1, 0, 2), (2, 1, 0)))
+    plan = real_plan(root, ("Anterior", "Posterior"), device="cuda")
     assert (plan.dims, plan.axes, plan.spacing_mm) == (3, (2, 1, 0), (1.0, 1.0, 1.0))
     assert plan.patch == (40, 56, 40)
     assert plan.mirror[1] is False
@@ -423,7 +444,9 @@ def test_plan_of_the_brain(shared_data):
         f"{side} {n}" for n in ("thalamus", "caudate", "putamen", "pallidum") for side in ("left", "right")
     ]
     names += [f"x{n}" for n in range(6)]
-    plan = real_plan(shared_data / "OASIS_Subcortical", names, labelled=2, images=5)
+    root = shared_data / "OASIS_Subcortical"
+    assert len(real_plan(root, names, labelled=2, images=5).planes) == 3
+    plan = real_plan(root, names, labelled=2, images=5, device="cuda")
     assert (plan.dims, plan.spacing_mm) == (3, (1.0, 1.0, 1.0))
     assert plan.mirror[2] is False
-    assert 100_000 < math.prod(plan.patch) <= BUDGETS["cpu", 3].patch_voxels
+    assert 100_000 < math.prod(plan.patch) <= BUDGETS["gpu", 3].patch_voxels

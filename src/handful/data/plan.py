@@ -136,7 +136,7 @@ def make_plan(
         dataset: names of labels and channels.
         memory_gb: memory a training step may use; None takes what ``sizes.BUDGETS`` assumes of the device.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        dims: 2 or 3 to decide it yourself; None decides from the spacing.
+        dims: 2 or 3 to decide it yourself; None decides from spacing and device.
         planes: of a 2D plan: 1 cuts slices along D only, 3 along all axes; None decides from the spacing.
         structures: whether there must be a structure to segment; a pre-training on images alone needs none.
 
@@ -152,7 +152,8 @@ def make_plan(
     axes = _choose_axes(fingerprint, reasons)
     sizes = np.array([[case.shape[axis] for axis in axes] for case in fingerprint.cases])
     spacings = np.array([[case.spacing_mm[axis] for axis in axes] for case in fingerprint.cases])
-    chosen = _choose_dims(sizes, spacings, dims, reasons)
+    kind: Literal["cpu", "gpu"] = "cpu" if device.startswith("cpu") else "gpu"
+    chosen = _choose_dims(sizes, spacings, dims, kind, reasons)
     several = _choose_planes(sizes, spacings, chosen, planes, reasons)
     target = _choose_spacing(spacings, chosen, reasons, through=several)
     values, names = _classes(dataset, reasons, structures=structures)
@@ -161,7 +162,6 @@ def make_plan(
     ).T
     grid = np.maximum(1, np.round(sizes * spacings / reached))
     part = slice(3 - chosen, None)
-    kind: Literal["cpu", "gpu"] = "cpu" if device.startswith("cpu") else "gpu"
     median = [int(n) for n in np.median(grid, axis=0)]
     cuts = _orders(median) if several else ((0, 1, 2),)
     median_size = [max(median[order[axis]] for order in cuts) for axis in range(3)[part]]
@@ -334,7 +334,11 @@ def _choose_axes(fingerprint: "Fingerprint", reasons: dict[str, str]) -> tuple[i
 
 
 def _choose_dims(
-    sizes: np.ndarray[Any, Any], spacings: np.ndarray[Any, Any], asked: int | None, reasons: dict[str, str]
+    sizes: np.ndarray[Any, Any],
+    spacings: np.ndarray[Any, Any],
+    asked: int | None,
+    kind: Literal["cpu", "gpu"],
+    reasons: dict[str, str],
 ) -> Literal[2, 3]:
     ratio = float(np.median(spacings[:, 0] / spacings[:, 1:].max(axis=1)))
     slices = float(np.median(sizes[:, 0]))
@@ -344,6 +348,12 @@ def _choose_dims(
     elif slices < FEW_SLICES:
         natural = 2
         why = f"The median volume has only {slices:g} slices: 2D."
+    elif kind == "cpu" and _alike(spacings):
+        natural = 2
+        why = (
+            "Voxels are equally long along all axes, and on a CPU slices along each of them learn more than volumes in "
+            "the same time: 2D."
+        )
     else:
         natural = 3
         why = (
@@ -368,9 +378,8 @@ def _choose_planes(
         raise UsageError(f"planes must be 1 or 3, and 1 for a 3D plan, found {asked}.")
     if dims == 3:
         return False
-    median = np.median(spacings, axis=0)
-    ratio, slices = float(median.max() / median.min()), float(np.median(sizes[:, 0]))
-    alike = ratio <= SLICE_AXIS_COARSER
+    median, slices = np.median(spacings, axis=0), float(np.median(sizes[:, 0]))
+    ratio, alike = float(median.max() / median.min()), _alike(spacings)
     if asked == 3 and not alike:
         raise UsageError(
             f"three planes need voxels that are equally long along all axes, here one is {ratio:.2g} times as long as "
@@ -388,6 +397,12 @@ def _choose_planes(
             "Voxels are equally long along all axes: one network sees slices along each, and predictions are averaged."
         )
     return alike and slices >= FEW_SLICES
+
+
+def _alike(spacings: np.ndarray[Any, Any]) -> bool:
+    """Say whether the median voxel is about equally long along all axes."""
+    median = np.median(spacings, axis=0)
+    return float(median.max()) <= SLICE_AXIS_COARSER * float(median.min())
 
 
 def _orders(size: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
