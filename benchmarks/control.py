@@ -7,9 +7,9 @@ Every run is an ordinary run folder under OUT: a killed benchmark continues wher
 Held-out cases are scored once, after training, with the averaged weights of the last step.
 
 Settings are chosen on development cells only (``--set`` belongs to them): the 40 Hippocampus volumes that seed 0 holds
-out, and the 10 OASIS volumes that it does not. The other Hippocampus cells never see those 40: test cases and labels
-come from the other 160. The other OASIS cells are tested on volumes that no setting was chosen on, and labelled from
-those that some were.
+out, and the 10 OASIS volumes and 80 ACDC patients that it does not. The other Hippocampus cells never see those 40:
+test cases and labels come from the other 160. The other OASIS and ACDC cells are tested on cases that no setting was
+chosen on, and labelled from those that some were.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from handful.inference.predict import predict
 from handful.metrics.evaluate import evaluate
 from handful.training.run import train
 
-DEVELOPMENT = {"Task04_Hippocampus": ("40", True), "OASIS_Subcortical": ("5", False)}
+DEVELOPMENT = {"Task04_Hippocampus": ("40", True), "OASIS_Subcortical": ("5", False), "ACDC": ("20p", False)}
 """What a split with seed 0 holds out, and whether those are the development cases or the others are."""
 
 
@@ -47,15 +47,16 @@ class Cell:
 
 
 GRID = {
-    "hippocampus-2": Cell("Task04_Hippocampus", "2", "40", 5, 1000, 0.833, "benchmark", 1),
-    "hippocampus-10": Cell("Task04_Hippocampus", "10", "40", 3, 1000, 0.861, "benchmark", 1),
-    "hippocampus-20": Cell("Task04_Hippocampus", "20", "40", 3, 1000, 0.845, "benchmark", 1),
+    "hippocampus-2": Cell("Task04_Hippocampus", "2", "40", 5, 2000, 0.833, "benchmark", 1),
+    "hippocampus-10": Cell("Task04_Hippocampus", "10", "40", 3, 2000, 0.861, "benchmark", 1),
+    "hippocampus-20": Cell("Task04_Hippocampus", "20", "40", 3, 2000, 0.845, "benchmark", 1),
     "acdc-3p": Cell("ACDC", "3p", "20p", 5, 800, 0.827),
-    "oasis-2": Cell("OASIS_Subcortical", "2", "5", 3, 600),
-    "oasis-5": Cell("OASIS_Subcortical", "5", "5", 3, 600),
-    "development-2": Cell("Task04_Hippocampus", "2", "20", 4, 1000, None, "development"),
-    "development-oasis-2": Cell("OASIS_Subcortical", "2", "5", 2, 600, None, "development"),
-    "development-10": Cell("Task04_Hippocampus", "10", "20", 2, 1000, None, "development"),
+    "oasis-2": Cell("OASIS_Subcortical", "2", "5", 3, 400),
+    "oasis-5": Cell("OASIS_Subcortical", "5", "5", 3, 400),
+    "development-2": Cell("Task04_Hippocampus", "2", "20", 4, 2000, None, "development"),
+    "development-oasis-2": Cell("OASIS_Subcortical", "2", "5", 2, 400, None, "development"),
+    "development-acdc-3p": Cell("ACDC", "3p", "20p", 2, 800, None, "development"),
+    "development-10": Cell("Task04_Hippocampus", "10", "20", 2, 2000, None, "development"),
 }
 
 
