@@ -196,6 +196,15 @@ def test_a_gpu_gets_a_wider_network():
     assert math.prod(cpu.patch) < math.prod(gpu.patch)
 
 
+def test_the_width_can_be_asked_for():
+    usual, narrow = make_plan(fingerprint(), dataset()), make_plan(fingerprint(), dataset(), width=8)
+    assert narrow.network.widths == tuple(8 * 2**level for level in range(len(narrow.network.widths)))
+    assert (narrow.patch, narrow.network.strides) == (usual.patch, usual.network.strides)
+    assert "8 channels were asked for" in narrow.reasons["network"]
+    with pytest.raises(UsageError, match="at least 1 channel"):
+        make_plan(fingerprint(), dataset(), width=0)
+
+
 def test_ct_is_windowed_by_the_budgets_foreground_or_the_body():
     data = dataset(channels=("CT", "MR T1"))
     foreground = describe(RNG.normal(100, 20, 20_000))

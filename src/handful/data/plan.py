@@ -127,6 +127,7 @@ def make_plan(
     device: str = "cpu",
     dims: int | None = None,
     planes: int | None = None,
+    width: int | None = None,
     structures: bool = True,
 ) -> Plan:
     """Decide grid, normalisation and sizes from the data; each decision gets a sentence in ``Plan.reasons``.
@@ -138,16 +139,19 @@ def make_plan(
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dims: 2 or 3 to decide it yourself; None decides from spacing and device.
         planes: of a 2D plan: 1 cuts slices along D only, 3 along all axes; None decides from the spacing.
+        width: channels of the network's finest level, doubled at each; None takes what suits the device.
         structures: whether there must be a structure to segment; a pre-training on images alone needs none.
 
     Raises:
-        UsageError: ``dims`` is neither 2 nor 3, three planes of voxels that are longer along one axis or of a 3D
-            plan, or the data set declares no structure or too many.
+        UsageError: ``dims`` is neither 2 nor 3, ``width`` is not positive, three planes of voxels that are longer along
+            one axis or of a 3D plan, or the data set declares no structure or too many.
     """
     from handful import __version__
 
     if dims not in (None, 2, 3):
         raise UsageError(f"dims must be 2 or 3, found {dims}.")
+    if width is not None and width < 1:
+        raise UsageError(f"width must be at least 1 channel, found {width}.")
     reasons: dict[str, str] = {}
     axes = _choose_axes(fingerprint, reasons)
     sizes = np.array([[case.shape[axis] for axis in axes] for case in fingerprint.cases])
@@ -165,12 +169,13 @@ def make_plan(
     median = [int(n) for n in np.median(grid, axis=0)]
     cuts = _orders(median) if several else ((0, 1, 2),)
     median_size = [max(median[order[axis]] for order in cuts) for axis in range(3)[part]]
+    budget = BUDGETS[kind, chosen]
     fit = choose_sizes(
         median_size,
         [float(mm) for mm in np.median(reached, axis=0)[part]],
         channels=len(dataset.channel_names),
         classes=len(values),
-        budget=BUDGETS[kind, chosen],
+        budget=budget if width is None else dataclasses.replace(budget, width=width),
         memory_gb=memory_gb,
     )
     whole = all(p >= n for p, n in zip(fit.patch, median_size))
@@ -184,7 +189,7 @@ def make_plan(
     reasons["batch"] = f"About {fit.memory_gb:.1f} GB in training on a {kind.upper()}."
     reasons["network"] = (
         f"{len(fit.widths)} levels: an axis is halved while 4 voxels remain and it is within twice the finest; "
-        f"{fit.widths[0]} channels suit a {kind.upper()}."
+        f"{fit.widths[0]} channels {f'suit a {kind.upper()}' if width is None else 'were asked for'}."
     )
     channels = _normalisations(fingerprint, reasons)
     rows = [[axes[order[axis]] for order in cuts] for axis in range(3)[part]]

@@ -116,6 +116,7 @@ def decide_plan(
             device=device,
             dims=(fixed and fixed.dims) or dims,
             planes=_planes(fixed),
+            width=fixed.width if fixed is not None else None,
             structures=structures,
         )
     if fixed is not None:
@@ -142,7 +143,7 @@ def _planes(fixed: PlanSettings | None) -> int | None:
 
 def _fixed(plan: Plan, fixed: PlanSettings) -> Plan:
     """Put the recipe's values into the plan, with the reason."""
-    chosen = asdict(replace(fixed, dims=None, planes=None))  # those two the plan was made with
+    chosen = asdict(replace(fixed, dims=None, planes=None, width=None))  # the plan was made with those
     values = {name: value for name, value in chosen.items() if value is not None}
     if not values:
         return plan

@@ -47,10 +47,12 @@ class PlanSettings:
     """What a recipe fixes of the plan; None leaves it to the data. See ``data.plan.Plan`` for the fields.
 
     ``planes`` is their number, 1 or 3. A recipe that fixes patch, spacing or mirrors has one unless it says otherwise.
+    ``width`` is the channels of the U-Net's finest level, doubled at each; fewer make a faster step.
     """
 
     dims: Literal[2, 3] | None = None
     planes: Literal[1, 3] | None = None
+    width: int | None = None
     patch: tuple[int, ...] | None = None
     spacing_mm: tuple[float | None, float | None, float | None] | None = None
     batch: int | None = None
