@@ -23,6 +23,7 @@ from torch import nn
 from handful.artefacts import hash_of
 from handful.data.cases import Dataset
 from handful.data.phantom import make_phantom
+from handful.data.plan import read_plan
 from handful.errors import DataError, RunError, Stopped, UsageError
 from handful.methods.contract import StepOutput
 from handful.methods.supervised import Settings, Supervised
@@ -297,6 +298,27 @@ def test_float16_skips_the_steps_that_overflow_counts_them_and_resumes_with_the_
     assert all(row["gradient_norm"] > 0 or row["overflow"] for row in rows)
     for one, other in zip(whole["segmenter"].parameters(), parts["segmenter"].parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_plan_that_the_recipe_contradicts_is_refused(phantom_folder: Path, tmp_path: Path) -> None:
+    usual: dict[str, Any] = {"labels": "2", "steps": 1, "quiet": True, "threads": 1, "method": "supervised"}
+    run = train(phantom_folder, tmp_path / "run", set_=("plan.dims=2", "plan.width=6"), **usual)
+    plan = run / "plan.yaml"
+    for asked, words in (
+        ("plan.dims=3", "plan.dims is 3 and the file has 2"),
+        ("plan.width=8", "the file has 6"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            train(phantom_folder, tmp_path / "same", plan=plan, set_=(asked,), **usual)
+        assert not list((tmp_path / "same").glob("[a-z]*")), "what is refused leaves nothing behind"
+    train(
+        phantom_folder,
+        tmp_path / "same",
+        plan=plan,
+        set_=("plan.dims=2", "plan.width=6", "plan.batch=1"),
+        **usual,
+    )
+    assert read_plan(tmp_path / "same" / "plan.yaml").batch == 1
 
 
 def test_a_time_limit_ends_the_run(phantom_folder: Path, tmp_path: Path) -> None:

@@ -99,9 +99,13 @@ def decide_plan(
         fixed: what the recipe decides instead of the data.
         folder: where fingerprint and plan are kept.
         structures: whether there must be something to segment.
+
+    Raises:
+        UsageError: the plan given is not what the recipe asks for.
     """
     if plan is not None:
         decided = read_plan(plan)
+        _refuse_other(decided, fixed, plan)
     elif folder is not None and folder.plan.exists():
         decided = read_plan(folder.plan)
     else:
@@ -139,6 +143,22 @@ def _planes(fixed: PlanSettings | None) -> int | None:
         return fixed.planes
     sized = any(value is not None for value in (fixed.patch, fixed.spacing_mm, fixed.mirror))
     return 1 if sized else None
+
+
+def _refuse_other(plan: Plan, fixed: PlanSettings | None, file: Path) -> None:
+    """Refuse a plan that was made otherwise than the recipe asks; what it asks besides is put into the plan."""
+    if fixed is None:
+        return
+    made = {"dims": plan.dims, "planes": len(plan.planes), "width": plan.network.widths[0]}
+    other = [
+        f"plan.{name} is {asked} and the file has {has}"
+        for name, has in made.items()
+        if (asked := getattr(fixed, name)) not in (None, has)
+    ]
+    if other:
+        raise UsageError(
+            f"--plan {file} is not what the recipe asks for: {'; '.join(other)}. Leave one of them away."
+        )
 
 
 def _fixed(plan: Plan, fixed: PlanSettings) -> Plan:

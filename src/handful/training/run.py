@@ -14,6 +14,7 @@ from handful.data.planes import in_planes
 from handful.data.sampling import StoredCase
 from handful.data.splits import write_splits
 from handful.data.store import load_cases
+from handful.errors import HandfulError
 from handful.methods.contract import Method
 from handful.networks.weights import save_weights
 from handful.training.beforehand import said_beforehand
@@ -303,18 +304,25 @@ def run_stage(
 
 def _begin(stage: Stage, folder: RunFolder, asked: dict[str, Any]) -> Plan:
     """Write what the run was asked and what it starts from; return its plan."""
-    if not folder.recipe.exists():
+    begins = not folder.recipe.exists()
+    if begins:
         write_yaml(folder.recipe, asked, comment="Everything this run was asked to do; enough to repeat it.")
     write_splits(folder.splits, stage.splits)
-    plan = decide_plan(
-        stage.dataset,
-        stage.selection,
-        device=stage.device.type,
-        plan=stage.plan,
-        fixed=stage.recipe.plan,
-        folder=folder,
-        structures=stage.segments,
-    )
+    try:
+        plan = decide_plan(
+            stage.dataset,
+            stage.selection,
+            device=stage.device.type,
+            plan=stage.plan,
+            fixed=stage.recipe.plan,
+            folder=folder,
+            structures=stage.segments,
+        )
+    except HandfulError:
+        if begins:  # a corrected command finds the folder free
+            folder.recipe.unlink()
+            folder.splits.unlink()
+        raise
     for note in filter(
         None, (*stage.dataset.notes, stage.selection.note, *said_beforehand(stage, plan, folder))
     ):
