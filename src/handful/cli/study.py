@@ -60,6 +60,16 @@ def study(
     ] = 4,
     seed: Seed = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Runs beside each other, each in its own process.")] = 1,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Runs as jobs of a scheduler: slurm, or local to try it here."),
+    ] = None,
+    cluster_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="What a job asks for, such as slurm_partition=gpu; repeatable."
+        ),
+    ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     threads: Threads = None,
@@ -90,6 +100,8 @@ def study(
             pretrain_steps=pretrain_steps,
             seed=seed,
             jobs=jobs,
+            cluster=cluster,
+            cluster_set=cluster_set or (),
             device=device,
             precision=precision,
             threads=threads,

@@ -30,6 +30,7 @@ class StudyFolder:
         self.plans = path / "plans"
         self.pretrained = path / "pretrained"
         self.runs = path / "runs"
+        self.jobs = path / "jobs"
         self.summary = path / "summary.json"
         self.tables = {
             name: path / f"{name}.csv" for name in ("scores", "runs", "summary", "comparisons", "saved")
@@ -55,7 +56,7 @@ class StudyFolder:
 
     def clear(self) -> None:
         """Remove everything a study leaves but its audit log, which is never cut."""
-        for folder in (self.blind, self.plans, self.pretrained, self.runs):
+        for folder in (self.blind, self.plans, self.pretrained, self.runs, self.jobs):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (self.asked, self.splits, self.cases, self.summary, *self.tables.values()):
             file.unlink(missing_ok=True)

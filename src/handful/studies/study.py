@@ -1,6 +1,6 @@
 """Compare methods at several budgets of labels over several draws, by a protocol that keeps the test labels closed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from handful.device import choose_device, choose_precision
 from handful.errors import UsageError
 from handful.studies.arms import CONTROL, Lengths, parse_arms
 from handful.studies.blind import open_unread, write_blind
+from handful.studies.cluster import check_cluster, on_cluster
 from handful.studies.folder import StudyFolder
 from handful.studies.grid import Asked, Unit, check, make_units, split_list
 from handful.studies.leakage import refuse_copies, refuse_shared_patients
@@ -43,6 +44,8 @@ def study(
     pretrain_steps: int | None = None,
     seed: int = 0,
     jobs: int = 1,
+    cluster: str | None = None,
+    cluster_set: Sequence[str] = (),
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
@@ -72,7 +75,10 @@ def study(
         steps, max_time: length of each run, see ``train``.
         pretrain_steps: of each pre-training; None: as long as a run.
         seed: of the split; draw d trains with seed + d.
-        jobs: runs beside each other, each in a process of its own.
+        jobs: runs beside each other, each in a process of its own, or so many jobs of a cluster at once.
+        cluster: ``slurm``: each run is a job of the scheduler (extra ``cluster``); ``local`` tries that here. None:
+            this process works itself, or starts processes.
+        cluster_set: what each job asks for, as submitit names it: ``"slurm_partition=gpu"``, ``"gpus_per_node=1"``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; several jobs on ``auto`` or ``cuda`` take the GPUs
             in turn.
         precision: ``auto``, ``32``, ``bf16`` or ``fp16``.
@@ -102,7 +108,10 @@ def study(
     data, folder = Path(data), StudyFolder(Path(out))
     if jobs < 1:
         raise UsageError(f"--jobs must be at least 1, found {jobs}.")
-    where = choose_device(device)
+    if cluster is None and cluster_set:
+        raise UsageError("--cluster-set is for jobs of a --cluster.")
+    options = check_cluster(cluster, cluster_set, device=device, precision=precision) if cluster else {}
+    where = torch.device(device) if cluster else choose_device(device)
     named = split_list(methods)
     asked = Asked(
         methods=tuple(arm.name for arm in parse_arms(named)),
@@ -149,8 +158,8 @@ def study(
         write_splits(folder.splits, splits)
         if todo:
             _run(
-                folder, asked, units, splits, plan=plan, precision=precision, jobs=jobs, device=device,
-                threads=threads, say=say, report=report,
+                folder, asked, units, splits, plan=plan, precision=precision, jobs=jobs, cluster=cluster,
+                options=options, device=device, threads=threads, say=say, report=report,
             )  # fmt: skip
         score(folder, data, units, splits, patients=patients, report=progress)
         gather(folder, asked, units, splits, data_hash=data_hash)
@@ -183,6 +192,8 @@ def _run(
     plan: Path | None,
     precision: str,
     jobs: int,
+    cluster: str | None,
+    options: Mapping[str, Any],
     device: str,
     threads: int | None,
     say: Callable[[str], None],
@@ -197,7 +208,7 @@ def _run(
     plans = {}
     if plan is None:
         say("making the plans")
-        kind = choose_device(device).type
+        kind = device if cluster else choose_device(device).type
         plans = make_plans(
             folder.plans, units, blind, device=kind, lengths=asked.lengths, settings=asked.settings
         )
@@ -213,13 +224,14 @@ def _run(
         if outcome["status"] != "finished":
             say(f"failed: {task.words}: {outcome['reason']}")
 
-    work(
-        tasks,
-        Watcher(pace, started=started, ended=ended, report=report),
-        jobs=jobs,
-        devices=_devices(device),
-        threads=_shared(threads, jobs),
-    )
+    watcher = Watcher(pace, started=started, ended=ended, report=report)
+    if cluster:
+        on_cluster(
+            tasks, watcher, scheduler=cluster, options=options, logs=folder.jobs, jobs=jobs, device=device,
+            threads=threads,
+        )  # fmt: skip
+    else:
+        work(tasks, watcher, jobs=jobs, devices=_devices(device), threads=_shared(threads, jobs))
 
 
 def _event(task: Task) -> str:

@@ -1,7 +1,4 @@
-"""Who does a study's tasks: this process one after the other, or several processes beside each other.
-
-A task waits for the pre-training it starts from. One that fails takes with it those that wait for it and no other.
-"""
+"""Who does a study's tasks: this process one after the other, or several processes beside each other."""
 
 import contextlib
 import multiprocessing.connection
@@ -15,11 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from handful.errors import Stopped
-from handful.studies.folder import record_outcome
+from handful.studies.queue import Queue
 from handful.studies.tasks import Task, perform
 
 REPORT_SECONDS = 1.0
@@ -115,36 +111,20 @@ def work(
     Raises:
         Stopped, KeyboardInterrupt: this process was told to stop; all tasks have saved where they were.
     """
-    watcher.pace.left = sum(task.weight for task in tasks)
+    queue = Queue(tasks, watcher)
     if jobs == 1:
-        _alone(tasks, watcher, device=devices[0], threads=threads)
+        _alone(queue, device=devices[0], threads=threads)
     else:
-        _together(tasks, watcher, jobs=min(jobs, len(tasks)), devices=devices, threads=threads)
+        _together(queue, jobs=min(jobs, len(tasks)), devices=devices, threads=threads)
 
 
-def _alone(tasks: Sequence[Task], watcher: Watcher, *, device: str, threads: int | None) -> None:
-    failed: dict[Path, str] = {}
-    for task in tasks:
-        if task.init in failed:
-            _give_up(task, failed[task.init], watcher)
-            continue
-        watcher.started(task)
+def _alone(queue: Queue, *, device: str, threads: int | None) -> None:
+    while (task := queue.next()) is not None:
 
         def report(share: float, task: Task = task) -> None:
-            watcher.at(task, share)
+            queue.watcher.at(task, share)
 
-        outcome = perform(task, device=device, threads=threads, report=report)
-        if outcome["status"] != "finished":
-            failed[task.out] = outcome["reason"]
-        watcher.ended(task, outcome)
-
-
-def _give_up(task: Task, reason: str, watcher: Watcher) -> None:
-    """Fail a task whose pre-training failed."""
-    outcome = {"status": "failed", "reason": f"its pre-training failed: {reason}"}
-    task.out.mkdir(parents=True, exist_ok=True)
-    record_outcome(task.out, **outcome)
-    watcher.ended(task, outcome)
+        queue.end(task, perform(task, device=device, threads=threads, report=report))
 
 
 @dataclass
@@ -156,43 +136,20 @@ class _Worker:
     task: Task | None = None
 
 
-def _together(
-    tasks: Sequence[Task], watcher: Watcher, *, jobs: int, devices: Sequence[str], threads: int | None
-) -> None:
-    waiting, failed = list(tasks), dict[Path, str]()
-    pending = {task.out for task in tasks}
+def _together(queue: Queue, *, jobs: int, devices: Sequence[str], threads: int | None) -> None:
     workers: dict[int, _Worker] = {}
-
-    def end(task: Task, outcome: dict[str, Any]) -> None:
-        pending.discard(task.out)
-        if outcome["status"] != "finished":
-            failed[task.out] = outcome["reason"]
-        watcher.ended(task, outcome)
-
-    def next_task() -> Task | None:
-        for task in list(waiting):
-            if task.init in failed:
-                waiting.remove(task)
-                pending.discard(task.out)
-                _give_up(task, failed[task.init], watcher)
-            elif task.init not in pending:
-                waiting.remove(task)
-                return task
-        return None
-
     with _sigterm_raises():
         try:
             while True:
                 for number in range(jobs):
                     if number in workers and workers[number].task is not None:
                         continue
-                    task = next_task()
+                    task = queue.next()
                     if task is None:
                         break
                     if number not in workers:
                         workers[number] = _start(devices[number % len(devices)], threads)
                     workers[number].task = task
-                    watcher.started(task)
                     workers[number].line.send(task)
                 busy = [worker for worker in workers.values() if worker.task is not None]
                 if not busy:
@@ -205,28 +162,25 @@ def _together(
                     try:
                         kind, content = worker.line.recv()
                     except (EOFError, OSError):
-                        kind, content = "done", _died(task, worker.process.wait())
                         del workers[number]
+                        queue.fail(task, _why(worker.process.wait()))
+                        continue
                     if kind == "at":
-                        watcher.at(task, content)
+                        queue.watcher.at(task, content)
                     else:
                         worker.task = None
-                        end(task, content)
+                        queue.end(task, content)
         finally:
             _dismiss(list(workers.values()))
 
 
-def _died(task: Task, code: int) -> dict[str, Any]:
-    """Write down that a task ended with its process."""
-    reason = f"its process ended with exit code {code}."
-    if code < 0:
-        name = signal.Signals(-code).name
-        perhaps = "; perhaps memory ran out (fewer --jobs need less)" if name == "SIGKILL" else ""
-        reason = f"its process was ended by {name}{perhaps}."
-    outcome = {"status": "failed", "reason": reason}
-    task.out.mkdir(parents=True, exist_ok=True)
-    record_outcome(task.out, **outcome)
-    return outcome
+def _why(code: int) -> str:
+    """Say why a task ended with its process."""
+    if code >= 0:
+        return f"its process ended with exit code {code}."
+    name = signal.Signals(-code).name
+    perhaps = "; perhaps memory ran out (fewer --jobs need less)" if name == "SIGKILL" else ""
+    return f"its process was ended by {name}{perhaps}."
 
 
 def _start(device: str, threads: int | None) -> _Worker:
