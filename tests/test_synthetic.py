@@ -1,5 +1,6 @@
 """Laws of synthetic cases: the label fits the image, nothing beyond the volume is claimed, a run makes them once."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from handful.data.preprocess import IGNORED_VOXEL
-from handful.data.sampling import StoredCase, foreground_voxels
+from handful.data.sampling import SamplingSettings, StoredCase, foreground_voxels
 from handful.data.synthetic import choose_pairs, synthetic_cases
 from handful.errors import RunError, UsageError
+from handful.training import synthetic as training_synthetic
+from handful.training.loop import LoopSettings
 from handful.training.recipe import resolve
 from handful.training.run import train
 
@@ -118,17 +121,39 @@ def test_large_volumes_make_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_makes_them_once_and_ends_the_same(phantom_folder: Path, tmp_path: Path) -> None:
-    settings = ("sampling.synthetic=3", "plan.dims=2", "pretrain=null")
+    settings = ("sampling.synthetic=3", "sampling.synthetic_steps=1", "plan.dims=2", "pretrain=null")
     common: dict[str, object] = {
         "method": "auto", "labels": "2", "steps": 3, "set_": settings, "device": "cpu", "threads": 1,
     }  # fmt: skip
     train(phantom_folder, tmp_path / "a", **common)  # type: ignore[arg-type]
-    assert "registrations succeeded" in (tmp_path / "a" / "log.txt").read_text()
+    assert re.search(r"made \d of 3 in", (tmp_path / "a" / "log.txt").read_text())
     assert not (tmp_path / "a" / "synthetic.safetensors").exists()
     plain = tmp_path / "b"
-    train(phantom_folder, plain, **common | {"set_": settings[1:]})  # type: ignore[arg-type]
+    train(phantom_folder, plain, **common | {"set_": ("sampling.synthetic=0", *settings[2:])})  # type: ignore[arg-type]
     mine, theirs = (load_file(run / "weights.safetensors") for run in (tmp_path / "a", plain))
     assert any(not torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize(
+    ("asked", "every", "steps", "count"),
+    [
+        (64, 30, 2000, 64),
+        (64, 30, 600, 20),
+        (64, 30, 10, 1),
+        (64, 0, 10, 64),
+        (5, 30, 600, 5),
+        (64, 30, None, 64),
+    ],
+)
+def test_a_short_run_makes_fewer(asked: int, every: int, steps: int | None, count: int) -> None:
+    settings = SamplingSettings(synthetic=asked, synthetic_steps=every)
+    loop = LoopSettings(steps=steps, max_time_s=None if steps else 60)
+    assert training_synthetic._count(settings, loop) == count
+
+
+def test_no_registration_begins_when_the_time_is_over() -> None:
+    pairs = choose_pairs([ball("known")], [ball(f"u{n}", labelled=False) for n in range(3)], 3, seed=0)
+    assert synthetic_cases(pairs, classes=3, seconds=0) == []
 
 
 @pytest.mark.parametrize(

@@ -31,19 +31,22 @@ class SamplingSettings:
         foreground: share of a batch whose centre lies on a foreground voxel (of a class drawn uniformly from those
             present in the case). A third is nnU-Net's rule (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z).
         synthetic: how many labelled volumes are made before a training by giving labelled cases the shapes of others
-            (``data.synthetic``); 0: none.
+            (``data.synthetic``), at most; 0: none.
+        synthetic_steps: in a run of few steps, one volume for so many of them; 0: ``synthetic`` whatever its length.
         synthetic_share: of the labelled draws that go to them.
     """
 
     foreground: float = 1 / 3
     synthetic: int = 0
+    synthetic_steps: int = 0
     synthetic_share: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.foreground <= 1 or not 0 < self.synthetic_share < 1 or self.synthetic < 0:
+        counts = self.synthetic, self.synthetic_steps
+        if not 0 <= self.foreground <= 1 or not 0 < self.synthetic_share < 1 or min(counts) < 0:
             raise UsageError(
-                "sampling: foreground lies in [0, 1], synthetic_share in (0, 1), and synthetic is 0 or more, found "
-                f"{self.foreground}, {self.synthetic_share} and {self.synthetic}."
+                "sampling: foreground lies in [0, 1], synthetic_share in (0, 1), synthetic and synthetic_steps are 0 "
+                f"or more, found {self.foreground}, {self.synthetic_share} and {counts}."
             )
 
 

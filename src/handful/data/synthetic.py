@@ -10,6 +10,7 @@ References:
 """
 
 import math
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -65,7 +66,7 @@ def choose_pairs(
     return chosen
 
 
-def synthetic_cases(pairs: Sequence[Pair], *, classes: int) -> list[StoredCase]:
+def synthetic_cases(pairs: Sequence[Pair], *, classes: int, seconds: float = math.inf) -> list[StoredCase]:
     """Register each pair and return the labelled case in the other's shape, where that succeeded.
 
     A pair fails where the two do not look more alike afterwards, or a structure shrank or grew beyond
@@ -74,13 +75,14 @@ def synthetic_cases(pairs: Sequence[Pair], *, classes: int) -> list[StoredCase]:
     Args:
         pairs: of ``choose_pairs``; their centres are laid on each other first.
         classes: K, background included.
+        seconds: after so many no further registrations begin.
 
     Returns:
         Cases named ``labelled as other``, of the other's size and spacing, on its device.
     """
     made: list[StoredCase] = []
-    done = 0
-    while done < len(pairs):
+    done, began = 0, time.monotonic()
+    while done < len(pairs) and time.monotonic() - began < seconds:
         batch = [pairs[done]]
         size = _frame(batch)
         for pair in pairs[done + 1 :]:

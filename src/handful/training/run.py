@@ -369,14 +369,15 @@ def learn(
         for line in start_from(stage, method, plan):
             folder.say(line)
 
+    loop = stage.recipe.stages()[1].loop
     method, architecture = build_method(
         stage.recipe, plan, stage.seed, start=None if stage.init is None else start
     )
     labelled: Sequence[StoredCase] = loaded.cases[:count]
     if method.kind == "train" and stage.recipe.sampling.synthetic:
         labelled = with_synthetic(
-            labelled, loaded.cases[count:], settings=stage.recipe.sampling, classes=len(plan.label_values),
-            seed=stage.seed, folder=folder, fabric=fabric,
+            labelled, loaded.cases[count:], settings=stage.recipe.sampling, loop=loop,
+            classes=len(plan.label_values), seed=stage.seed, folder=folder, fabric=fabric,
         )  # fmt: skip
     # a pre-training may compare positions along the slice axis: it sees one
     planes = plan.planes if method.kind == "train" else plan.planes[:1]
@@ -397,7 +398,7 @@ def learn(
     parts = fit(
         method,
         source,
-        settings=stage.recipe.stages()[1].loop.in_steps(
+        settings=loop.in_steps(
             images=sum(case.image.shape[1] if plan.dims == 2 else 1 for case in (*labelled, *unlabelled)),
             batch=getattr(stage.recipe.method, "batch", plan.batch) * world,
         ),

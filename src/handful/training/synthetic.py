@@ -1,5 +1,6 @@
 """The synthetic cases of a run: made once, kept in its folder until it is finished, drawn beside the real ones."""
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -11,6 +12,10 @@ from handful.artefacts import atomic_path
 from handful.data.sampling import SamplingSettings, StoredCase, foreground_voxels
 from handful.data.synthetic import choose_pairs, synthetic_cases
 from handful.training.folder import RunFolder
+from handful.training.loop import LoopSettings
+
+TIME_SHARE = 0.2
+"""Of a run's time limit, on top of it: registrations that would begin later are left out."""
 
 
 def with_synthetic(
@@ -18,6 +23,7 @@ def with_synthetic(
     others: Sequence[StoredCase],
     *,
     settings: SamplingSettings,
+    loop: LoopSettings,
     classes: int,
     seed: int,
     folder: RunFolder,
@@ -30,12 +36,13 @@ def with_synthetic(
     Args:
         labelled, others: loaded cases; labels of ``others`` are not looked at.
         settings: how many, and their share.
+        loop: a short run gets fewer of them.
         classes: K.
         seed: of the run.
         folder: of the run.
         fabric: of the run.
     """
-    pairs = choose_pairs(labelled, others, settings.synthetic, seed=seed)
+    pairs = choose_pairs(labelled, others, _count(settings, loop), seed=seed)
     if not pairs:
         folder.say(
             "no labelled case takes the shape of another: there is no other, or one volume alone is too large"
@@ -44,10 +51,11 @@ def with_synthetic(
     if folder.writes and not folder.synthetic.exists():
         began = time.monotonic()
         folder.say(f"giving {len(labelled)} labelled cases the shapes of others, {len(pairs)} times")
-        made = synthetic_cases(pairs, classes=classes)
+        seconds = TIME_SHARE * loop.max_time_s if loop.max_time_s else math.inf
+        made = synthetic_cases(pairs, classes=classes, seconds=seconds)
         folder.say(
-            f"{len(made)} of {len(pairs)} registrations succeeded, in {time.monotonic() - began:.0f} s; their volumes "
-            f"take {settings.synthetic_share:.0%} of the labelled draws"
+            f"made {len(made)} of {len(pairs)} in {time.monotonic() - began:.0f} s; they take "
+            f"{settings.synthetic_share:.0%} of the labelled draws"
         )
         _save(folder, made)
     fabric.barrier()
@@ -67,6 +75,13 @@ def with_synthetic(
     share = settings.synthetic_share
     repeats = max(1, round(len(made) * (1 - share) / share / len(labelled)))
     return [*labelled] * repeats + made
+
+
+def _count(settings: SamplingSettings, loop: LoopSettings) -> int:
+    """Return how many volumes a run of this length gets: one at least, where any are asked for."""
+    if loop.steps is None or not settings.synthetic_steps:
+        return settings.synthetic
+    return min(settings.synthetic, max(1, loop.steps // settings.synthetic_steps))
 
 
 def _save(folder: RunFolder, cases: Sequence[StoredCase]) -> None:
