@@ -52,9 +52,9 @@ class Budget:
 
 
 BUDGETS: dict[tuple[Literal["cpu", "gpu"], Literal[2, 3]], Budget] = {
-    # two laptop cores: one step of about half a second, or less where narrower networks learn more in the same time
+    # two laptop cores: one step of about half a second
     ("cpu", 2): Budget(
-        width=16,
+        width=24,
         widest=256,
         levels=6,
         patch_voxels=192 * 192,
