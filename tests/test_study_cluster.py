@@ -2,13 +2,16 @@
 
 import os
 import signal
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from handful.artefacts import read_json
-from handful.errors import UsageError
+from handful.errors import Stopped, UsageError
 from handful.studies import cluster
 from handful.studies.study import study
 from handful.studies.tasks import Task
@@ -55,6 +58,41 @@ class Dying(cluster.Job):
         raise AssertionError
 
 
+class Waiting(cluster.Job):
+    """A job that says which process it is, and waits."""
+
+    def __call__(self) -> dict[str, Any]:
+        self.task.out.with_suffix(".pid").write_text(str(os.getpid()))
+        time.sleep(300)
+        raise AssertionError
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_stopping_the_study_cancels_its_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "Job", Waiting)
+    file = tmp_path / "run.pid"
+
+    def stop() -> None:
+        while not (file.exists() and file.read_text()):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    silent = Watcher(
+        Pace(total=1), started=lambda task: None, ended=lambda task, outcome: None, report=lambda pace: None
+    )
+    with pytest.raises(Stopped, match="SIGTERM"):
+        cluster.on_cluster(
+            [task(tmp_path / "run")], silent, scheduler="local", options={"timeout_min": 1}, logs=tmp_path / "jobs",
+            jobs=1, device="cpu", threads=1,
+        )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{file.read_text()}").exists():
+        assert time.monotonic() < deadline, "the job goes on"
+        time.sleep(0.1)
+    assert not (tmp_path / "run" / "outcome.json").exists(), "a stopped run is no failed one"
+
+
 def test_a_job_that_dies_is_written_down_and_takes_only_those_that_wait_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,10 +132,14 @@ def test_a_job_whose_time_is_over_is_queued_again_as_it_was(tmp_path: Path) -> N
         ({"options": ("gpu_count=3",)}, "gpu_count"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_submitted(changes: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_is_refused_before_anything_is_submitted(
+    changes: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     usual: dict[str, Any] = {"scheduler": "local", "options": (), "device": "cuda", "precision": "bf16"}
     with pytest.raises(UsageError, match=words):
         cluster.check_cluster(**{**usual, **changes})
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_are_for_a_cluster(phantom_folder: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Slices along several axes of a volume: one 2D network sees all of them, and its predictions are averaged.
 
 Where voxels are about as long along every axis, a labelled volume holds three stacks of slices instead of one, and what
-two of them miss the third may see: three times the examples from the same label, at a tenth of the cost of 3D.
+two of them miss the third may see: three times the examples from the same label, in steps far cheaper than 3D.
 
 References:
     Perslev et al., 2019, One network to segment them all (MPUnet). https://arxiv.org/abs/1911.01764

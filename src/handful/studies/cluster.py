@@ -7,6 +7,7 @@ References:
     submitit. https://github.com/facebookincubator/submitit
 """
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import yaml
 from handful.errors import UsageError
 from handful.studies.queue import Queue
 from handful.studies.tasks import Task, perform
-from handful.studies.workers import Watcher
+from handful.studies.workers import PATIENCE_SECONDS, Watcher, sigterm_raises
 
 SCHEDULERS = ("slurm", "local")
 """Where jobs can go; ``local`` starts processes on this machine, to try the way without a cluster."""
@@ -80,7 +81,8 @@ def check_cluster(scheduler: str, options: Sequence[str], *, device: str, precis
             raise UsageError(f"--cluster-set {option}: expected NAME=VALUE, for example slurm_partition=gpu.")
         values[name] = yaml.safe_load(value)
     try:
-        submitit.AutoExecutor(folder=Path("unused"), cluster=scheduler).update_parameters(**values)
+        with tempfile.TemporaryDirectory() as folder:  # an executor makes its folder at once
+            submitit.AutoExecutor(folder=folder, cluster=scheduler).update_parameters(**values)
     except (NameError, RuntimeError, AssertionError, TypeError) as error:
         raise UsageError(f"--cluster {scheduler}: {error}") from None
     return values
@@ -117,27 +119,35 @@ def on_cluster(
     executor.update_parameters(**options)
     queue = Queue(tasks, watcher)
     running: dict[Task, Any] = {}
-    try:
-        while True:
-            while len(running) < jobs and (task := queue.next()) is not None:
-                running[task] = executor.submit(Job(task, device, threads))
-            if not running:
-                return
-            time.sleep(ASK_SECONDS[scheduler])
-            for task, job in list(running.items()):
-                if not job.done():
-                    continue
-                del running[task]
-                error = job.exception()
-                if error is None:
-                    queue.end(task, job.result())
-                else:
-                    queue.fail(
-                        task, f"its job {job.job_id} ended: {_last_line(error)} (what it printed: {logs})"
-                    )
-    finally:
-        for job in running.values():
-            job.cancel()
+    with sigterm_raises():
+        try:
+            while True:
+                while len(running) < jobs and (task := queue.next()) is not None:
+                    running[task] = executor.submit(Job(task, device, threads))
+                if not running:
+                    return
+                time.sleep(ASK_SECONDS[scheduler])
+                for task, job in list(running.items()):
+                    if not job.done():
+                        continue
+                    del running[task]
+                    error = job.exception()
+                    if error is None:
+                        queue.end(task, job.result())
+                    else:
+                        reason = f"its job {job.job_id} ended: {_last_line(error)} (what it printed: {logs})"
+                        queue.fail(task, reason)
+        finally:
+            _cancel(list(running.values()))
+
+
+def _cancel(jobs: Sequence[Any]) -> None:
+    """Cancel jobs and see them end, so that the same command finds their folders free."""
+    for job in jobs:
+        job.cancel()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline and not all(job.done(force_check=True) for job in jobs):
+        time.sleep(1)
 
 
 def _last_line(error: BaseException) -> str:

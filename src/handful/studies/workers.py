@@ -138,7 +138,7 @@ class _Worker:
 
 def _together(queue: Queue, *, jobs: int, devices: Sequence[str], threads: int | None) -> None:
     workers: dict[int, _Worker] = {}
-    with _sigterm_raises():
+    with sigterm_raises():
         try:
             while True:
                 for number in range(jobs):
@@ -259,7 +259,7 @@ def _dismiss(workers: Sequence[_Worker]) -> None:
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def sigterm_raises() -> Iterator[None]:
     """Let SIGTERM end the study as Ctrl-C does: its processes are told, and save where they are."""
     if threading.current_thread() is not threading.main_thread():
         yield
