@@ -13,9 +13,9 @@ import pytest
 from handful.artefacts import read_json
 from handful.errors import Stopped, UsageError
 from handful.studies import cluster
+from handful.studies.pace import Pace, Watcher
 from handful.studies.study import study
 from handful.studies.tasks import Task
-from handful.studies.workers import Pace, Watcher
 from test_study import SMALL, events, plan, rows, same_scores, small
 
 __all__ = ["plan", "small"]  # fixtures

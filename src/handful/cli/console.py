@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from handful.studies.workers import Pace
+    from handful.studies.pace import Pace
     from handful.training.loop import Progress as Training
 
 Progress = Callable[[str, int, int | None], None]

@@ -201,9 +201,8 @@ class Auto(Method):
 
     def after_step(self, progress: float) -> None:
         """Move the teacher, where there is one."""
-        if self.teacher is None:
-            return
-        self.teacher.follow(self.network, self.settings.decay)
+        if self.teacher is not None:
+            self.teacher.follow(self.network, self.settings.decay)
 
     def exports(self) -> Mapping[str, nn.Module]:
         """The student; the teacher and the projector are dropped."""

@@ -17,9 +17,10 @@ from typing import Any
 import yaml
 
 from handful.errors import UsageError
+from handful.studies.pace import Watcher
 from handful.studies.queue import Queue
 from handful.studies.tasks import Task, perform
-from handful.studies.workers import PATIENCE_SECONDS, Watcher, sigterm_raises
+from handful.studies.workers import PATIENCE_SECONDS, sigterm_raises
 
 SCHEDULERS = ("slurm", "local")
 """Where jobs can go; ``local`` starts processes on this machine, to try the way without a cluster."""

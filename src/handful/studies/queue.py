@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from handful.studies.folder import record_outcome
+from handful.studies.pace import Watcher
 from handful.studies.tasks import Task
-
-if TYPE_CHECKING:
-    from handful.studies.workers import Watcher
 
 
 class Queue:
@@ -19,7 +17,7 @@ class Queue:
         watcher: is told.
     """
 
-    def __init__(self, tasks: Sequence[Task], watcher: "Watcher") -> None:
+    def __init__(self, tasks: Sequence[Task], watcher: Watcher) -> None:
         self.waiting = list(tasks)
         self.watcher = watcher
         self._pending = {task.out for task in tasks}

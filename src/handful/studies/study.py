@@ -16,12 +16,13 @@ from handful.studies.cluster import check_cluster, on_cluster
 from handful.studies.folder import StudyFolder
 from handful.studies.grid import Asked, Unit, check, make_units, split_list
 from handful.studies.leakage import refuse_copies, refuse_shared_patients
+from handful.studies.pace import Pace, Watcher
 from handful.studies.plans import make_plans
 from handful.studies.results import gather
 from handful.studies.schedule import make_tasks
 from handful.studies.score import score
 from handful.studies.tasks import Task
-from handful.studies.workers import Pace, Watcher, work
+from handful.studies.workers import work
 from handful.training.folder import RunFolder
 
 SNAPSHOTS = 4

@@ -230,14 +230,7 @@ def pretrain(
 def print_decisions(stage: Stage) -> None:
     """Print the plan of a training and what it would learn from, writing nothing."""
     asked_of(stage)  # reads what the training would read, so that it is refused now
-    plan = decide_plan(
-        stage.dataset,
-        stage.selection,
-        device=stage.device.type,
-        plan=stage.plan,
-        fixed=stage.recipe.plan,
-        structures=stage.segments,
-    )
+    plan = _decide(stage)
     for what, value, why in explain(plan):
         print(f"{what}: {value}  ({why})")
     for note in said_beforehand(stage, plan):
@@ -302,6 +295,19 @@ def run_stage(
             _finish(stage, folder, parameters)
 
 
+def _decide(stage: Stage, folder: RunFolder | None = None) -> Plan:
+    """Return the plan of a training, kept in its folder if there is one."""
+    return decide_plan(
+        stage.dataset,
+        stage.selection,
+        device=stage.device.type,
+        plan=stage.plan,
+        fixed=stage.recipe.plan,
+        folder=folder,
+        structures=stage.segments,
+    )
+
+
 def _begin(stage: Stage, folder: RunFolder, asked: dict[str, Any]) -> Plan:
     """Write what the run was asked and what it starts from; return its plan."""
     begins = not folder.recipe.exists()
@@ -309,15 +315,7 @@ def _begin(stage: Stage, folder: RunFolder, asked: dict[str, Any]) -> Plan:
         write_yaml(folder.recipe, asked, comment="Everything this run was asked to do; enough to repeat it.")
     write_splits(folder.splits, stage.splits)
     try:
-        plan = decide_plan(
-            stage.dataset,
-            stage.selection,
-            device=stage.device.type,
-            plan=stage.plan,
-            fixed=stage.recipe.plan,
-            folder=folder,
-            structures=stage.segments,
-        )
+        plan = _decide(stage, folder)
     except HandfulError:
         if begins:  # a corrected command finds the folder free
             folder.recipe.unlink()
