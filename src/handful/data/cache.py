@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from handful import artefacts
 from handful.data.cases import Case
+from handful.data.dicom import slice_files
 from handful.data.fingerprint import Fingerprint
 from handful.data.io import read_image, read_label
 from handful.data.plan import Plan
@@ -66,7 +67,7 @@ class Cache:
         """Keep cases in ``folder``; None prepares them each time."""
         self.folder = folder
         self.plan = plan
-        self._hashes: dict[tuple[Path, int, int], str] = {}
+        self._hashes: dict[tuple[tuple[Path, int, int], ...], str] = {}
         self._lock = Lock()
 
     def get(self, case: Case) -> Prepared:
@@ -134,16 +135,18 @@ class Cache:
         return image, self.folder / f"{name}-{artefacts.hash_of({**grid, **classes})}.label.b2nd"
 
     def _hash(self, path: Path) -> str:
-        """Hash the file's content, once as long as size and time of change stay the same."""
+        """Hash the content of a file or DICOM series, once as long as sizes and times of change stay the same."""
         try:
-            status = path.stat()
+            files = slice_files(path) if path.is_dir() else [path]
+            states = [(file, file.stat()) for file in files]
         except FileNotFoundError:
             raise DataError(f"{path} does not exist.") from None
-        key = (path, status.st_size, status.st_mtime_ns)
+        key = tuple((file, status.st_size, status.st_mtime_ns) for file, status in states)
         with self._lock:
             known = self._hashes.get(key)
         if known is None:
-            known = artefacts.hash_of_file(path)
+            hashes = sorted(artefacts.hash_of_file(file) for file in files)
+            known = artefacts.hash_of(hashes) if path.is_dir() else hashes[0]
             with self._lock:
                 self._hashes[key] = known
         return known

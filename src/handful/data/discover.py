@@ -13,6 +13,7 @@ import numpy as np
 
 from handful.artefacts import hash_of
 from handful.data.cases import Case, Dataset
+from handful.data.dicom import slice_files
 from handful.data.folders import LAYOUTS, find_in_folder
 from handful.data.io import NIFTI, read_label, suffix_of
 from handful.data.layouts import Found
@@ -117,7 +118,8 @@ def scan_dataset(path: Path | str, *, patients: str | None = None) -> Scan:
 def content_hash(dataset: Dataset) -> str:
     """Return 16 hexadecimal digits that identify the data, wherever the folder lies.
 
-    Hashed are the declarations, and of every file its case, its role, its size and the bytes of its first and last MiB:
+    Hashed are the declarations, and of every file (every slice of a DICOM series) its case, its role, its size and the
+    bytes of its first and last MiB:
     whole files for most MR, and a few seconds for 100 GB. A change in the middle of a larger file that keeps its size
     goes unseen (compressed files change to their end, so this concerns uncompressed ones).
     """
@@ -262,6 +264,8 @@ def _geometry_notes(dataset: Dataset) -> Iterable[str]:
 
 
 def _digest(path: Path) -> str:
+    if path.is_dir():  # a DICOM series, whatever its files are called
+        return hash_of(sorted(map(_digest, slice_files(path))))
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from handful.data.declared import Declared, read_declared
+from handful.data.dicom import is_series
 from handful.data.io import stem_of, suffix_of
 from handful.data.layouts import Entry, Found, unnamed_channels
 from handful.data.problems import ProblemError, Problems
@@ -112,7 +113,7 @@ class _Folder:
             if (stem := stem_of(file)) in self.labels:
                 problems.fatal(file, *_same_name(self.labels[stem]))
             self.labels[stem] = file
-        files = _volumes(images, ending, problems)
+        files = sorted([*_volumes(images, ending, problems), *_series(images, ending)])
         suffixed = _channel_numbers(files, n_channels, self.labels)
         self.n_channels = n_channels or 1 + max((number for _, number in suffixed.values()), default=0)
         groups: dict[str, dict[int, Path]] = defaultdict(dict)
@@ -325,6 +326,13 @@ def _volumes(folder: Path, ending: str | None, problems: Problems) -> list[Path]
             "Convert them to .nii.gz" + (f" (dataset.json says file_ending {ending})." if ending else "."),
         )
     return good
+
+
+def _series(folder: Path, ending: str | None) -> list[Path]:
+    """List the DICOM series, each a folder, of an image folder; a declared file ending excludes them."""
+    if ending or not folder.is_dir():
+        return []
+    return [entry for entry in folder.iterdir() if entry.name[0] != "." and is_series(entry)]
 
 
 def _what_is_there(root: Path) -> str:

@@ -1,4 +1,4 @@
-"""Volumes from files and back: NIfTI through nibabel; NRRD, MHA and MHD through SimpleITK (extra ``formats``).
+"""Volumes from files and back: NIfTI through nibabel; NRRD, MHA, MHD and folders of DICOM slices through SimpleITK.
 
 Reading corrects nothing but what ``nifti.py`` states; what it had to decide comes as a ``GeometryWarning``.
 Writing copies the geometry of an input file bit for bit.
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handful.artefacts import atomic_path
+from handful.data.dicom import read_series, read_series_array
 from handful.data.nifti import read_nifti_array, read_nifti_header
 from handful.data.problems import Problem, ProblemError
 from handful.data.volume import Grid, Volume, grid_difference, times
@@ -57,13 +58,13 @@ def suffix_of(path: Path) -> str:
 
 
 def stem_of(path: Path) -> str:
-    """Return the file name without the ending: ``la_003`` for ``la_003.nii.gz``."""
+    """Return the name without the ending: ``la_003`` for ``la_003.nii.gz``; all of it for a folder, ``1.2.840``."""
     suffix = suffix_of(path)
-    return path.name[: -len(suffix)] if suffix else path.stem
+    return path.name[: -len(suffix)] if suffix else path.name
 
 
 def read_image(paths: Sequence[Path]) -> Volume:
-    """Read one image, one file a channel, as float32 (C, X, Y, Z).
+    """Read one image, one file (or folder of DICOM slices) a channel, as float32 (C, X, Y, Z).
 
     The same path several times (``[p, p, p, p]``) means one file that holds as many channels, as MSD's 4-D images do.
 
@@ -117,6 +118,8 @@ def read_label(path: Path) -> Volume:
 def read_geometry(path: Path) -> Grid:
     """Read shape and affine from the header alone, fast."""
     path = Path(path)
+    if path.is_dir():
+        return read_series(path).grid
     if _known(path) in NIFTI:
         file = read_nifti_header(path)
         _warn(file.remarks)
@@ -127,6 +130,9 @@ def read_geometry(path: Path) -> Grid:
 def load(path: Path) -> Loaded:
     """Decode a file whatever its format, without judging its values; remarks are returned, not warned about."""
     path = Path(path)
+    if path.is_dir():
+        series = read_series(path)
+        return Loaded(read_series_array(path, series), series.grid, ())
     if _known(path) in NIFTI:
         file = read_nifti_header(path)
         return Loaded(read_nifti_array(path, file), file.grid, file.remarks)
@@ -221,7 +227,9 @@ def _known(path: Path) -> str:
     suffix = suffix_of(path)
     if not suffix:
         raise ProblemError(
-            path, "this kind of file is unknown.", f"Convert it to one of {', '.join(SUFFIXES)}."
+            path,
+            "this kind of file is unknown.",
+            f"Convert it to one of {', '.join(SUFFIXES)}; of a DICOM series, name the folder.",
         )
     return suffix
 

@@ -61,7 +61,7 @@ def find_in_csv(path: Path, problems: Problems) -> Found:
             continue
         label = path.parent / row["label"] if row.get("label") else None
         for file in (*images, *((label,) if label else ())):
-            if not file.is_file():
+            if not (file.is_file() or (file.is_dir() and file != label)):  # a DICOM series is a folder
                 problems.fatal(
                     file,
                     f"{path.name}, {where} lists this file, but it does not exist.",

@@ -1,4 +1,4 @@
-"""Which volumes to predict: one file, a folder of files, a data set or a CSV manifest become a list of cases."""
+"""Which volumes to predict: one volume, a folder of volumes, a data set or a CSV manifest become a list of cases."""
 
 import re
 from collections import defaultdict
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from handful.data.cases import Case
+from handful.data.dicom import is_series
 from handful.data.discover import open_dataset
 from handful.data.io import SUFFIXES, stem_of, suffix_of
 from handful.errors import DataError
@@ -24,15 +25,16 @@ def is_dataset(images: Path) -> bool:
 def find_images(images: Path, *, channels: int) -> list[Case]:
     """Return the cases to predict, sorted by name.
 
-    A data set gives all its cases. Among plain files, ``x_0000.nii.gz``, ``x_0001.nii.gz``, ... are the channels of
-    case ``x`` if the numbers of every such case are exactly the model's; otherwise each file is a case of its own.
+    A data set gives all its cases. A volume is a file, or a folder of DICOM slices. Among plain volumes,
+    ``x_0000.nii.gz``, ``x_0001.nii.gz``, ... are the channels of case ``x`` if the numbers of every such case are
+    exactly the model's; otherwise each is a case of its own.
 
     Args:
-        images: one file, a folder of files, a data set's folder or ``dataset.json``, or a CSV manifest.
+        images: one volume, a folder of volumes, a data set's folder or ``dataset.json``, or a CSV manifest.
         channels: how many the model expects.
 
     Raises:
-        DataError: nothing there, a kind of file nobody can read, or two files for one case.
+        DataError: nothing there, a kind of file nobody can read, two volumes for one case, or slices beside volumes.
     """
     if not images.exists():
         raise DataError(f"{images} does not exist; give a volume, a folder of volumes or a data set.")
@@ -41,7 +43,8 @@ def find_images(images: Path, *, channels: int) -> list[Case]:
     if images.is_file():
         if not suffix_of(images):
             raise DataError(
-                f"{images} is not a kind of file that can be read; convert it to one of {', '.join(SUFFIXES)}."
+                f"{images} is not a kind of file that can be read; convert it to one of {', '.join(SUFFIXES)}. Of a "
+                "DICOM series, name the folder."
             )
         match = CHANNEL.match(stem_of(images))
         ending = suffix_of(images)
@@ -50,11 +53,20 @@ def find_images(images: Path, *, channels: int) -> list[Case]:
         ] if match else []  # fmt: skip
         together = images in siblings and all(file.is_file() for file in siblings)
         return _cases(siblings if together else [images], channels)
-    files = sorted(file for file in images.iterdir() if suffix_of(file) and file.name[0] != ".")
+    visible = [entry for entry in images.iterdir() if entry.name[0] != "."]
+    files = sorted(entry for entry in visible if suffix_of(entry) or is_series(entry))
+    if is_series(images):
+        if files:
+            raise DataError(
+                f"{images} holds both DICOM slices and volumes ({files[0].name}); give each a folder of its own."
+            )
+        return _cases([images.resolve()], channels)  # the name of "." too
     if not files:
         others = sorted({file.suffix or file.name for file in images.iterdir()})
         there = f"found {', '.join(others[:5])}" if others else "it is empty"
-        raise DataError(f"{images} holds no volumes ({there}); volumes end in {', '.join(SUFFIXES)}.")
+        raise DataError(
+            f"{images} holds no volumes ({there}); volumes end in {', '.join(SUFFIXES)} or are folders of DICOM slices."
+        )
     return _cases(files, channels)
 
 

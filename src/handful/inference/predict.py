@@ -420,7 +420,7 @@ def _protect_inputs(cases: Sequence[Case], out: Path) -> None:
     """Refuse to write among images or reference labels, whose names predictions share."""
     for case in cases:
         for file in (*case.images, *((case.label,) if case.label else ())):
-            if file.resolve().parent == out.resolve():
+            if out.resolve() in (file.resolve().parent, file.resolve()):  # a DICOM series is a folder
                 raise UsageError(
                     f"--out {out} is the folder of {file.name}; choose another, so that no input is overwritten."
                 )
