@@ -35,6 +35,9 @@ def predict(
     uncertainty: Annotated[
         bool, typer.Option("--uncertainty", help="Also write where the model hesitates.")
     ] = False,
+    dicom_seg: Annotated[
+        bool, typer.Option("--dicom-seg", help="Also write <case>.dcm; IMAGES are folders of DICOM slices.")
+    ] = False,
     device: Device = "auto",
     threads: Threads = None,
     overwrite: Overwrite = False,
@@ -52,6 +55,7 @@ def predict(
             all_pieces=all_pieces,
             probabilities=probabilities,
             uncertainty=uncertainty,
+            dicom_seg=dicom_seg,
             held_out_only=held_out,
             device=device,
             threads=threads,

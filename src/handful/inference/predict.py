@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 import handful
-from handful.artefacts import read_json, write_json
+from handful.artefacts import hash_of, read_json, write_json
 from handful.data.cases import Case
 from handful.data.discover import open_dataset
 from handful.data.io import read_image, write_float, write_label
@@ -27,6 +27,7 @@ from handful.data.resampling import grid_order, resampled_argmax
 from handful.data.volume import Volume, times
 from handful.device import choose_device, use_threads
 from handful.errors import DataError, HandfulError, RunError, UsageError
+from handful.inference.dicom_seg import expect_dicom_seg, make_dicom_seg, write_dicom_seg
 from handful.inference.images import find_images, is_dataset
 from handful.inference.model import Model, load_model
 from handful.inference.pieces import keep_largest_pieces
@@ -53,6 +54,7 @@ class Prediction:
         label: the label map, on the input's grid; None if failed.
         probabilities: 4-D file of class probabilities, if asked for.
         uncertainty: entropy of the class probabilities over its maximum, in [0, 1], if asked for.
+        dicom_seg: the label map as a DICOM SEG, if asked for.
         seconds: of computing; reading and writing go on beside it.
         warnings: doubts about the image.
         error: why it failed, and what to do.
@@ -63,6 +65,7 @@ class Prediction:
     label: Path | None = None
     probabilities: Path | None = None
     uncertainty: Path | None = None
+    dicom_seg: Path | None = None
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
     error: str = ""
@@ -77,6 +80,7 @@ def predict(
     all_pieces: bool = False,
     probabilities: bool = False,
     uncertainty: bool = False,
+    dicom_seg: bool = False,
     held_out_only: bool = False,
     only: Collection[str] | None = None,
     device: str = "auto",
@@ -97,6 +101,7 @@ def predict(
             keep their largest piece only.
         probabilities: also write ``<case>_probabilities.nii.gz``, one volume a class, pieces or not.
         uncertainty: also write ``<case>_uncertainty.nii.gz``, in [0, 1].
+        dicom_seg: also write ``<case>.dcm``, a DICOM SEG; every image is a DICOM series (extra ``dicom``).
         held_out_only: only the cases that every run set aside as test (its ``splits.json``); ``images`` is a data set.
         only: names of the cases to predict; ``images`` is a data set. None: all.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
@@ -108,7 +113,8 @@ def predict(
         One entry a case, sorted by name.
 
     Raises:
-        UsageError: runs that do not fit each other, or a folder that holds other results or the images themselves.
+        UsageError: runs that do not fit each other, a folder that holds other results or the images themselves, or
+            ``dicom_seg`` of images that are no DICOM series.
         DataError: the images cannot be found, or, after all others were written, some could not be predicted.
 
     Example:
@@ -127,8 +133,12 @@ def predict(
     if only is not None:
         cases = [case for case in cases if case.name in set(only)]
     _protect_inputs(cases, out)
+    if dicom_seg:
+        expect_dicom_seg(cases, models[0].label_names)
     results = {
-        case.name: _names(case.name, out, probabilities=probabilities, uncertainty=uncertainty)
+        case.name: _names(
+            case.name, out, probabilities=probabilities, uncertainty=uncertainty, dicom_seg=dicom_seg
+        )
         for case in cases
     }
     todo = [
@@ -151,6 +161,8 @@ def predict(
                 image, prepared = loaded.result()
                 doubts = _doubts(case, image, models[0].plan)
                 outputs = _compute(models, prepared, result, tta=tta, one_piece=one_piece, scratch=out)
+                if dicom_seg:
+                    outputs = replace(outputs, dicom_seg=_segmentation(case, outputs, models))
             except RunError:  # the disk is full: nothing more can be written
                 raise
             except (MemoryError, torch.OutOfMemoryError):
@@ -189,6 +201,7 @@ class _Outputs:
     label: NDArray[Any]
     probabilities: NDArray[np.float32] | None
     uncertainty: NDArray[np.float32] | None
+    dicom_seg: Any = None
 
 
 def _compute(
@@ -235,12 +248,24 @@ def _compute(
     return _Outputs(np.asarray(plan.label_values)[winner], soft, doubt)
 
 
+def _segmentation(case: Case, outputs: _Outputs, models: Sequence[Model]) -> Any:
+    hashes = [model.weights_hash for model in models]
+    return make_dicom_seg(
+        outputs.label,
+        series=case.images[0],
+        label_names=models[0].label_names,
+        weights=hashes[0] if len(hashes) == 1 else hash_of(hashes),
+    )
+
+
 def _write(case: Case, result: Prediction, outputs: _Outputs, model: Model) -> None:
     like = case.images[0]
     if result.probabilities and outputs.probabilities is not None:
         write_float(result.probabilities, outputs.probabilities, like=like)
     if result.uncertainty and outputs.uncertainty is not None:
         write_float(result.uncertainty, outputs.uncertainty, like=like)
+    if result.dicom_seg:
+        write_dicom_seg(result.dicom_seg, outputs.dicom_seg)
     assert result.label is not None
     write_label(
         result.label, outputs.label, like=like, label_names=model.label_names
@@ -358,7 +383,7 @@ class _Record:
         )
 
 
-def _names(case: str, out: Path, *, probabilities: bool, uncertainty: bool) -> Prediction:
+def _names(case: str, out: Path, *, probabilities: bool, uncertainty: bool, dicom_seg: bool) -> Prediction:
     """Return where the results of a case go."""
     return Prediction(
         case=case,
@@ -366,11 +391,13 @@ def _names(case: str, out: Path, *, probabilities: bool, uncertainty: bool) -> P
         label=out / f"{case}.nii.gz",
         probabilities=out / f"{case}_probabilities.nii.gz" if probabilities else None,
         uncertainty=out / f"{case}_uncertainty.nii.gz" if uncertainty else None,
+        dicom_seg=out / f"{case}.dcm" if dicom_seg else None,
     )
 
 
 def _files(result: Prediction) -> list[Path]:
-    return [file for file in (result.label, result.probabilities, result.uncertainty) if file]
+    files = (result.label, result.probabilities, result.uncertainty, result.dicom_seg)
+    return [file for file in files if file]
 
 
 def _failed(result: Prediction, error: str) -> Prediction:
