@@ -24,9 +24,9 @@ def method(dims: int = 2, **settings: Any) -> SelfTraining:
     return SelfTraining(network, Settings(**settings))
 
 
-def control(made: SelfTraining, image: Tensor, label: Tensor) -> Tensor:
+def control(made: SelfTraining, image: Tensor, label: Tensor, *, progress: float) -> Tensor:
     batch = Batch(image, label, None, None)
-    return Supervised(made.network, ControlSettings()).step(batch, 0.5).loss
+    return Supervised(made.network, ControlSettings()).step(batch, progress).loss
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -36,19 +36,18 @@ def test_at_first_and_without_unlabelled_cases_it_is_the_control(dims: int) -> N
     for source in (phantom_source(dims, progress=0.39), alone):
         batch = made.batch(source)
         assert batch.weak is None
-        assert torch.equal(made.step(batch, 0.9).loss, control(made, batch.image, batch.label))
+        learnt = control(made, batch.image, batch.label, progress=0.9)
+        assert torch.equal(made.step(batch, 0.9).loss, learnt)
     assert made.batch(phantom_source(dims, progress=0.4)).weak is not None
 
 
 def test_pseudo_labels_weigh_nothing_when_they_begin_and_all_when_their_ramp_ends() -> None:
     made = method(start=0.4, ramp=0.2, pseudo_weight=0.7, threshold=0.0)
     batch = made.batch(phantom_source(2))
-    alone = control(made, batch.image, batch.label)
-    torch.testing.assert_close(made.step(batch, 0.4).loss, alone)
-    output = made.step(batch, 0.5)
-    torch.testing.assert_close(output.loss, alone + 0.35 * output.logs["pseudo"])
-    output = made.step(batch, 0.9)
-    torch.testing.assert_close(output.loss, alone + 0.7 * output.logs["pseudo"])
+    for progress, weight in ((0.4, 0.0), (0.5, 0.35), (0.9, 0.7)):
+        alone = control(made, batch.image, batch.label, progress=progress)
+        output = made.step(batch, progress)
+        torch.testing.assert_close(output.loss, alone + weight * output.logs["pseudo"])
 
 
 @pytest.mark.parametrize("joint", [True, False])
@@ -61,7 +60,8 @@ def test_the_student_learns_the_teachers_labels_as_it_learns_labels(joint: bool)
     label = pseudo_label(made.teacher(batch.weak), threshold=0.6)
     assert 0 < (label == -1).float().mean() < 1
     output = made.step(batch, 1.0)
-    torch.testing.assert_close(output.terms["pseudo"], control(made, batch.strong, label))
+    learnt = control(made, batch.strong, label, progress=1.0)
+    torch.testing.assert_close(output.terms["pseudo"], learnt)
     torch.testing.assert_close(output.logs["confident"], (label != -1).float().mean())
 
 
@@ -71,7 +71,7 @@ def test_where_the_teacher_is_not_sure_nothing_is_learnt() -> None:
     output = made.step(batch, 1.0)
     assert output.logs["confident"] == 0
     assert output.terms["pseudo"] == 0
-    torch.testing.assert_close(output.loss, control(made, batch.image, batch.label))
+    torch.testing.assert_close(output.loss, control(made, batch.image, batch.label, progress=1.0))
 
 
 def test_the_student_sees_the_teachers_pixels_recoloured() -> None:

@@ -18,7 +18,6 @@ References:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -29,9 +28,10 @@ from handful.data.sampling import Source
 from handful.errors import UsageError
 from handful.losses.consistency import linear_ramp
 from handful.losses.gathered import pixel_contrast_across_processes
+from handful.losses.labelled import dice_and_fading_cross_entropy, labelled_terms, weighted
 from handful.losses.mixing import box_masks
 from handful.losses.pseudo_label import pseudo_label
-from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy, downsampled
+from handful.losses.segmentation import deep_supervision, downsampled
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.deep import deep_logits
 from handful.networks.heads import PixelHead
@@ -170,22 +170,16 @@ class Auto(Method):
     def step(self, batch: Any, progress: float) -> StepOutput:
         """Dice and cross entropy against labels and sure pseudo-labels, and pixel contrast over both."""
         settings = self.settings
-        both = partial(dice_and_cross_entropy, balance=settings.balance, processes=True)
+        both = dice_and_fading_cross_entropy(settings.balance, progress)
         images = [batch.image] if batch.weak is None else [batch.image, batch.strong]
         levels, maps = self._seen(*images)
-        dice, entropy = deep_supervision(levels[0], batch.label, both)
-        terms = {
-            "dice_loss": settings.dice_weight * dice,
-            "cross_entropy": settings.cross_entropy_weight * entropy,
-        }
-        logs = {"dice_loss": dice.detach(), "cross_entropy": entropy.detach()}
+        terms, logs = labelled_terms(deep_supervision(levels[0], batch.label, both), settings)
         labels = [batch.label]
         if batch.weak is not None:
             assert self.teacher is not None  # only it asks for unlabelled images
             label = pseudo_label(self.teacher(batch.weak), threshold=settings.threshold)
             label = label.where(batch.keep, batch.pasted)
-            dice, entropy = deep_supervision(levels[1], label, both)
-            pseudo = settings.dice_weight * dice + settings.cross_entropy_weight * entropy
+            pseudo = weighted(deep_supervision(levels[1], label, both), settings)
             weight = settings.pseudo_weight * linear_ramp(progress - settings.start, length=settings.ramp)
             terms["pseudo"], logs["pseudo"] = weight * pseudo, pseudo.detach()
             logs["sure"] = (label != IGNORE).float().mean()

@@ -14,9 +14,8 @@ References:
     https://arxiv.org/abs/2305.00673
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -27,9 +26,10 @@ from handful.data.connected import find_pieces
 from handful.data.sampling import Crops, Source, View
 from handful.errors import UsageError
 from handful.losses.consistency import linear_ramp
+from handful.losses.labelled import dice_and_fading_cross_entropy, labelled_terms, weighted
 from handful.losses.mixing import box_masks, next_partner, paste
 from handful.losses.pseudo_label import pseudo_label
-from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy
+from handful.losses.segmentation import deep_supervision
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.deep import deep_logits
 from handful.networks.teacher import Teacher
@@ -163,23 +163,20 @@ class BCP(Method):
         settings = self.settings
         images = [batch.image] if batch.plain is None else [batch.image, batch.plain]
         levels = deep_logits(self.network, *images, joint=settings.joint_norm)
-        dice, entropy = self._segmentation(levels[0], batch.label)
-        terms = {
-            "dice_loss": settings.dice_weight * dice,
-            "cross_entropy": settings.cross_entropy_weight * entropy,
-        }
-        logs = {"dice_loss": dice.detach(), "cross_entropy": entropy.detach()}
+        both = dice_and_fading_cross_entropy(
+            settings.balance, progress, squared=settings.squared_dice,
+            include_background=settings.dice_background,
+        )  # fmt: skip
+        terms, logs = labelled_terms(deep_supervision(levels[0], batch.label, both), settings)
         if batch.plain is not None:
-            dice, entropy = self._segmentation(levels[1], batch.plain_label)
-            terms["plain"] = settings.dice_weight * dice + settings.cross_entropy_weight * entropy
+            terms["plain"] = weighted(deep_supervision(levels[1], batch.plain_label, both), settings)
             logs["plain"] = terms["plain"].detach()
         if batch.weak is not None:
             label = pseudo_label(self.teacher(batch.weak), threshold=settings.threshold)
             if settings.largest:
                 label = largest_pieces(label)
             label = label.where(~batch.keep, IGNORE)
-            dice, entropy = self._segmentation(levels[0], label)
-            pseudo = settings.dice_weight * dice + settings.cross_entropy_weight * entropy
+            pseudo = weighted(deep_supervision(levels[0], label, both), settings)
             weight = settings.pseudo_weight * linear_ramp(progress - settings.warm_up, length=settings.ramp)
             terms["pseudo"], logs["pseudo"] = weight * pseudo, pseudo.detach()
             logs["confident"] = (label != IGNORE).sum() / (~batch.keep).sum().clamp(min=1)
@@ -205,15 +202,6 @@ class BCP(Method):
 
     def _seen(self, source: Source, mixed: View) -> Tensor:
         return source.recolour(mixed).image if self.settings.recolour else mixed.image
-
-    def _segmentation(self, levels: Sequence[Tensor], label: Tensor) -> Tensor:
-        """Return Dice loss and cross entropy, (2,), over the decoder levels."""
-        settings = self.settings
-        both = partial(
-            dice_and_cross_entropy, balance=settings.balance, squared=settings.squared_dice,
-            include_background=settings.dice_background, processes=True,
-        )  # fmt: skip
-        return deep_supervision(levels, label, both)
 
 
 def largest_pieces(label: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ References:
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -25,9 +24,10 @@ from torch import Tensor, nn
 from handful.data.sampling import Source
 from handful.errors import UsageError
 from handful.losses.consistency import sigmoid_ramp
+from handful.losses.labelled import dice_and_fading_cross_entropy, labelled_terms, weighted
 from handful.losses.mixing import box_masks, next_partner, paste
 from handful.losses.pseudo_label import pseudo_label
-from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy
+from handful.losses.segmentation import deep_supervision
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.deep import deep_logits, judged
 
@@ -134,21 +134,21 @@ class CPS(Method):
             levels = [
                 deep_logits(network, batch.image, others, joint=settings.joint_norm) for network in networks
             ]
-        (dice, entropy), second = (self._segmentation(own[0], batch.label) for own in levels)
-        terms = {
-            "dice_loss": settings.dice_weight * dice,
-            "cross_entropy": settings.cross_entropy_weight * entropy,
-            "second": settings.dice_weight * second[0] + settings.cross_entropy_weight * second[1],
-        }
-        logs = {
-            "dice_loss": dice.detach(),
-            "cross_entropy": entropy.detach(),
-            "second": terms["second"].detach(),
-        }
+        both = dice_and_fading_cross_entropy(
+            settings.balance, progress, squared=settings.squared_dice,
+            include_background=settings.dice_background,
+        )  # fmt: skip
+        first, second = (deep_supervision(own[0], batch.label, both) for own in levels)
+        terms, logs = labelled_terms(first, settings)
+        terms["second"] = weighted(second, settings)
+        logs["second"] = terms["second"].detach()
         if batch.unlabelled is not None:
             said = [self._said(network, own, batch) for network, own in zip(networks, levels)]
             seen = [self._seen(own) for own in levels]
-            pseudo = self._pseudo(seen[0], said[1]) + self._pseudo(seen[1], said[0])
+            first, second = (
+                self._pseudo(deep_supervision(own, label, both)) for own, label in zip(seen, reversed(said))
+            )
+            pseudo = first + second
             weight = settings.pseudo_weight * sigmoid_ramp(progress, length=settings.ramp)
             terms["pseudo"], logs["pseudo"] = weight * pseudo, pseudo.detach()
             logs["disagreement"] = (said[0] != said[1]).float().mean()
@@ -158,17 +158,8 @@ class CPS(Method):
         """The first network; the second is dropped."""
         return {"segmenter": self.network}
 
-    def _segmentation(self, levels: Sequence[Tensor], label: Tensor) -> Tensor:
-        """Return Dice loss and cross entropy, (2,), over the decoder levels."""
-        settings = self.settings
-        both = partial(
-            dice_and_cross_entropy, balance=settings.balance, squared=settings.squared_dice,
-            include_background=settings.dice_background, processes=True,
-        )  # fmt: skip
-        return deep_supervision(levels, label, both)
-
-    def _pseudo(self, levels: Sequence[Tensor], label: Tensor) -> Tensor:
-        dice, entropy = self._segmentation(levels, label)
+    def _pseudo(self, both: Tensor) -> Tensor:
+        dice, entropy = both
         chosen: Tensor = {"dice": dice, "cross_entropy": entropy, "both": dice + entropy}[
             self.settings.pseudo_loss
         ]

@@ -16,7 +16,6 @@ References:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -26,7 +25,8 @@ from handful.data.sampling import Source
 from handful.errors import UsageError
 from handful.losses.consistency import sigmoid_ramp
 from handful.losses.entropy import mean_entropy
-from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy
+from handful.losses.labelled import dice_and_fading_cross_entropy, labelled_terms
+from handful.losses.segmentation import deep_supervision
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.deep import deep_logits_of_both
 
@@ -99,16 +99,11 @@ class Entropy(Method):
         levels, unlabelled = deep_logits_of_both(
             self.network, batch.image, batch.unlabelled, joint=settings.joint_norm
         )
-        both = partial(
-            dice_and_cross_entropy, balance=settings.balance, squared=settings.squared_dice,
-            include_background=settings.dice_background, processes=True,
+        both = dice_and_fading_cross_entropy(
+            settings.balance, progress, squared=settings.squared_dice,
+            include_background=settings.dice_background,
         )  # fmt: skip
-        dice, cross_entropy = deep_supervision(levels, batch.label, both)
-        terms = {
-            "dice_loss": settings.dice_weight * dice,
-            "cross_entropy": settings.cross_entropy_weight * cross_entropy,
-        }
-        logs = {"dice_loss": dice.detach(), "cross_entropy": cross_entropy.detach()}
+        terms, logs = labelled_terms(deep_supervision(levels, batch.label, both), settings)
         if unlabelled is not None:
             looked_at = torch.cat([levels[0], unlabelled]) if settings.labelled_too else unlabelled
             entropy = mean_entropy(looked_at)

@@ -14,7 +14,6 @@ References:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -24,9 +23,10 @@ from handful.batches import IGNORE
 from handful.data.sampling import Source
 from handful.errors import UsageError
 from handful.losses.consistency import sigmoid_ramp
+from handful.losses.labelled import Both, dice_and_fading_cross_entropy, labelled_terms
 from handful.losses.mixing import box_masks, next_partner, paste
 from handful.losses.pseudo_label import pseudo_label
-from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy
+from handful.losses.segmentation import deep_supervision
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.deep import deep_logits, judged
 from handful.networks.parts import head_of, parts_of
@@ -169,12 +169,11 @@ class FixMatch(Method):
             levels, strong = deep_logits(self.network, batch.image, batch.strong, joint=settings.joint_norm)
         else:
             levels, features, strong = self._disturbed(batch)
-        dice, entropy = self._segmentation(levels, batch.label)
-        terms = {
-            "dice_loss": settings.dice_weight * dice,
-            "cross_entropy": settings.cross_entropy_weight * entropy,
-        }
-        logs = {"dice_loss": dice.detach(), "cross_entropy": entropy.detach()}
+        both = dice_and_fading_cross_entropy(
+            settings.balance, progress, squared=settings.squared_dice,
+            include_background=settings.dice_background,
+        )  # fmt: skip
+        terms, logs = labelled_terms(deep_supervision(levels, batch.label, both), settings)
         if batch.weak is not None:
             judge = judged(self.network, batch.weak) if self.teacher is None else self.teacher(batch.weak)
             label = pseudo_label(judge, threshold=settings.threshold)
@@ -183,10 +182,10 @@ class FixMatch(Method):
             if batch.keep is not None:
                 repeated = paste(repeated, batch.keep, self._partner(len(label)))
             ramp = sigmoid_ramp(progress, length=settings.ramp)
-            term = self._pseudo(strong, repeated)
+            term = self._pseudo(strong, repeated, both)
             terms["strong"], logs["strong"] = ramp * settings.strong_weight * term, term.detach()
             if features:
-                term = self._pseudo(features, label)
+                term = self._pseudo(features, label, both)
                 terms["features"], logs["features"] = ramp * settings.feature_weight * term, term.detach()
         return StepOutput(torch.stack(list(terms.values())).sum(), logs, terms)
 
@@ -225,17 +224,8 @@ class FixMatch(Method):
         levels, features, *strong = (list(own) for own in zip(*joint))
         return levels, features, strong[0] if strong else deep_logits(network, batch.strong)[0]
 
-    def _segmentation(self, levels: Sequence[Tensor], label: Tensor) -> Tensor:
-        """Return Dice loss and cross entropy, (2,), over the decoder levels."""
-        settings = self.settings
-        both = partial(
-            dice_and_cross_entropy, balance=settings.balance, squared=settings.squared_dice,
-            include_background=settings.dice_background, processes=True,
-        )  # fmt: skip
-        return deep_supervision(levels, label, both)
-
-    def _pseudo(self, levels: Sequence[Tensor], label: Tensor) -> Tensor:
-        dice, entropy = self._segmentation(levels, label)
+    def _pseudo(self, levels: Sequence[Tensor], label: Tensor, both: Both) -> Tensor:
+        dice, entropy = deep_supervision(levels, label, both)
         entropy = entropy * (label != IGNORE).float().mean()  # of all pixels, not of those that count
         chosen: Tensor = {"dice": dice, "cross_entropy": entropy, "both": dice + entropy}[
             self.settings.pseudo_loss

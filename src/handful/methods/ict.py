@@ -14,7 +14,6 @@ References:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -23,9 +22,10 @@ from torch import Tensor, nn
 from handful.data.sampling import Source
 from handful.errors import UsageError
 from handful.losses.consistency import sigmoid_ramp, squared_consistency
+from handful.losses.labelled import dice_and_fading_cross_entropy, labelled_terms
 from handful.losses.mixed_labels import mixed_supervision
 from handful.losses.mixing import mixing_weight, mixup, random_partner
-from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy
+from handful.losses.segmentation import deep_supervision
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.deep import deep_logits_of_both
 from handful.networks.teacher import Teacher
@@ -157,21 +157,17 @@ class ICT(Method):
         if batch.student is not None:
             mixtures = mixed_pairs(batch.student, batch.share)
         levels, predicted = deep_logits_of_both(self.network, image, mixtures, joint=settings.joint_norm)
-        both = partial(
-            dice_and_cross_entropy, balance=settings.balance, squared=settings.squared_dice,
-            include_background=settings.dice_background, processes=True,
+        both = dice_and_fading_cross_entropy(
+            settings.balance, progress, squared=settings.squared_dice,
+            include_background=settings.dice_background,
         )  # fmt: skip
         if batch.partner is None:
-            dice, entropy = deep_supervision(levels, batch.label, both)
+            segmentation = deep_supervision(levels, batch.label, both)
         else:
-            dice, entropy = mixed_supervision(
+            segmentation = mixed_supervision(
                 levels, batch.label, batch.partner, share=batch.labelled_share, loss=both
             )
-        terms = {
-            "dice_loss": settings.dice_weight * dice,
-            "cross_entropy": settings.cross_entropy_weight * entropy,
-        }
-        logs = {"dice_loss": dice.detach(), "cross_entropy": entropy.detach()}
+        terms, logs = labelled_terms(segmentation, settings)
         if predicted is not None:
             target = mixed_pairs(self.teacher(batch.teacher).float().softmax(1), batch.share)
             # the loss takes logits, and the softmax of log p is p

@@ -13,7 +13,6 @@ References:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -23,7 +22,8 @@ from handful.data.augment.noise import with_noise
 from handful.data.sampling import Source
 from handful.errors import UsageError
 from handful.losses.consistency import sigmoid_ramp, squared_consistency
-from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy
+from handful.losses.labelled import dice_and_fading_cross_entropy, labelled_terms
+from handful.losses.segmentation import deep_supervision
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.deep import deep_logits_of_both
 from handful.networks.teacher import Teacher
@@ -121,16 +121,11 @@ class MeanTeacher(Method):
         levels, unlabelled = deep_logits_of_both(
             self.network, batch.image, batch.student, joint=settings.joint_norm
         )
-        both = partial(
-            dice_and_cross_entropy, balance=settings.balance, squared=settings.squared_dice,
-            include_background=settings.dice_background, processes=True,
+        both = dice_and_fading_cross_entropy(
+            settings.balance, progress, squared=settings.squared_dice,
+            include_background=settings.dice_background,
         )  # fmt: skip
-        dice, entropy = deep_supervision(levels, batch.label, both)
-        terms = {
-            "dice_loss": settings.dice_weight * dice,
-            "cross_entropy": settings.cross_entropy_weight * entropy,
-        }
-        logs = {"dice_loss": dice.detach(), "cross_entropy": entropy.detach()}
+        terms, logs = labelled_terms(deep_supervision(levels, batch.label, both), settings)
         if unlabelled is not None:
             consistency = squared_consistency(unlabelled, self.teacher(batch.teacher))
             weight = settings.consistency_weight * sigmoid_ramp(progress, length=settings.ramp)

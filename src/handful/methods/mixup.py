@@ -11,7 +11,6 @@ References:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -19,9 +18,9 @@ from torch import Tensor, nn
 
 from handful.data.sampling import Source
 from handful.errors import UsageError
+from handful.losses.labelled import dice_and_fading_cross_entropy, labelled_terms
 from handful.losses.mixed_labels import mixed_supervision
 from handful.losses.mixing import mixing_weight, mixup, random_partner
-from handful.losses.segmentation import dice_and_cross_entropy
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.deep import deep_logits
 
@@ -105,16 +104,12 @@ class Mixup(Method):
         """Dice and cross entropy of the mixtures, averaged over the decoder levels that predict."""
         settings = self.settings
         (levels,) = deep_logits(self.network, mixup(batch.image, batch.share, batch.partner))
-        both = partial(
-            dice_and_cross_entropy, balance=settings.balance, squared=settings.squared_dice,
-            include_background=settings.dice_background, smooth=settings.dice_smooth, processes=True,
+        both = dice_and_fading_cross_entropy(
+            settings.balance, progress, squared=settings.squared_dice,
+            include_background=settings.dice_background, smooth=settings.dice_smooth,
         )  # fmt: skip
-        dice, entropy = mixed_supervision(levels, batch.label, batch.partner, share=batch.share, loss=both)
-        terms = {
-            "dice_loss": settings.dice_weight * dice,
-            "cross_entropy": settings.cross_entropy_weight * entropy,
-        }
-        logs = {"dice_loss": dice.detach(), "cross_entropy": entropy.detach()}
+        segmentation = mixed_supervision(levels, batch.label, batch.partner, share=batch.share, loss=both)
+        terms, logs = labelled_terms(segmentation, settings)
         return StepOutput(torch.stack(list(terms.values())).sum(), logs, terms)
 
     def exports(self) -> Mapping[str, nn.Module]:

@@ -46,12 +46,13 @@ from handful.losses.anatomical import (
 )
 from handful.losses.embeddings import unit
 from handful.losses.equivariance import anatomy, warp_consistency
+from handful.losses.labelled import LabelledTerms, dice_and_fading_cross_entropy, labelled_terms
 from handful.losses.mixing import half_box_mask, next_partner, paste
 from handful.losses.neighbours import nearest_neighbours, pooled
 from handful.losses.processes import gathered, gathered_unequal
 from handful.losses.pseudo_label import pseudo_label_cross_entropy
 from handful.losses.sampling import Sampler, antithetic, stratified, uniform
-from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy, downsampled
+from handful.losses.segmentation import deep_supervision, downsampled
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.bank import Bank, ClassBanks
 from handful.networks.deep import deep_logits
@@ -349,10 +350,10 @@ class MONA(Method):
             self.teacher.update(self.student, 0.0)  # begins as the student, whatever that was started from
         if batch.weak is None:
             (levels,) = deep_logits(self.network, batch.image)
-            return _output(*self._labelled(levels, batch.label))
+            return _output(*self._labelled(levels, batch.label, progress))
         pseudo, confidence = self._pseudo_labels(batch)
         levels, logits, z = self._student(batch)
-        terms, logs = self._labelled(levels, batch.label)
+        terms, logs = self._labelled(levels, batch.label, progress)
         logs["confident"] = (confidence >= settings.sure).float().mean()
         label = torch.cat([batch.label, pseudo])
         sure = torch.cat([torch.ones_like(batch.label, dtype=confidence.dtype), confidence])
@@ -413,19 +414,14 @@ class MONA(Method):
                 row = torch.zeros_like(self.banks[label].rows[:1])
                 self.banks[label].enqueue(row if dims == 2 else torch.randn_like(row))
 
-    def _labelled(self, levels: list[Tensor], label: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _labelled(self, levels: list[Tensor], label: Tensor, progress: float) -> LabelledTerms:
         """Return Dice and cross entropy over the decoder levels, weighted and as they are."""
         settings = self.settings
-        both = partial(
-            dice_and_cross_entropy, balance=settings.balance, squared=settings.squared_dice,
-            include_background=settings.dice_background, processes=True,
+        both = dice_and_fading_cross_entropy(
+            settings.balance, progress, squared=settings.squared_dice,
+            include_background=settings.dice_background,
         )  # fmt: skip
-        dice, entropy = deep_supervision(levels, label, both)
-        terms = {
-            "dice_loss": settings.dice_weight * dice,
-            "cross_entropy": settings.cross_entropy_weight * entropy,
-        }
-        return terms, {"dice_loss": dice.detach(), "cross_entropy": entropy.detach()}
+        return labelled_terms(deep_supervision(levels, label, both), settings)
 
     @torch.no_grad()
     def _pseudo_labels(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,6 @@ References:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -31,8 +30,9 @@ from handful.batches import IGNORE
 from handful.data.sampling import Source
 from handful.errors import UsageError
 from handful.losses.consistency import linear_ramp
+from handful.losses.labelled import dice_and_fading_cross_entropy, labelled_terms, weighted
 from handful.losses.pseudo_label import pseudo_label
-from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy
+from handful.losses.segmentation import deep_supervision
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.deep import deep_logits
 from handful.networks.teacher import Teacher
@@ -123,21 +123,15 @@ class SelfTraining(Method):
     def step(self, batch: Any, progress: float) -> StepOutput:
         """Dice and cross entropy against labels, and against the teacher's where it is sure."""
         settings = self.settings
-        both = partial(dice_and_cross_entropy, balance=settings.balance, processes=True)
+        both = dice_and_fading_cross_entropy(settings.balance, progress)
         images = [batch.image]
         if batch.weak is not None:
             images.append(batch.weak if batch.strong is None else batch.strong)
         levels = deep_logits(self.network, *images, joint=settings.joint_norm)
-        dice, entropy = deep_supervision(levels[0], batch.label, both)
-        terms = {
-            "dice_loss": settings.dice_weight * dice,
-            "cross_entropy": settings.cross_entropy_weight * entropy,
-        }
-        logs = {"dice_loss": dice.detach(), "cross_entropy": entropy.detach()}
+        terms, logs = labelled_terms(deep_supervision(levels[0], batch.label, both), settings)
         if batch.weak is not None:
             label = pseudo_label(self.teacher(batch.weak), threshold=settings.threshold)
-            dice, entropy = deep_supervision(levels[1], label, both)
-            pseudo = settings.dice_weight * dice + settings.cross_entropy_weight * entropy
+            pseudo = weighted(deep_supervision(levels[1], label, both), settings)
             weight = settings.pseudo_weight * linear_ramp(progress - settings.start, length=settings.ramp)
             terms["pseudo"], logs["pseudo"] = weight * pseudo, pseudo.detach()
             logs["confident"] = (label != IGNORE).float().mean()

@@ -8,21 +8,27 @@ References:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 from torch import nn
 
 from handful.batches import SegmentationBatch
 from handful.data.sampling import Source
-from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy
+from handful.losses.labelled import dice_and_fading_cross_entropy, labelled_terms
+from handful.losses.segmentation import deep_supervision
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.unet import UNet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Weights of the two terms; nnU-Net weighs them equally."""
+    """Weights of the two terms; nnU-Net weighs them equally.
+
+    Attributes:
+        dice_weight, cross_entropy_weight: of each.
+        balance: how much more pixels of rare classes weigh in the cross entropy when the run begins (a class of n pixels
+            n^-balance each); it falls evenly to 0 at its end (``losses.labelled``). 0: never; nnU-Net.
+    """
 
     dice_weight: float = 1.0
     cross_entropy_weight: float = 1.0
@@ -52,10 +58,9 @@ class Supervised(Method):
         levels = (
             self.network.deep(batch.image) if isinstance(self.network, UNet) else [self.network(batch.image)]
         )
-        both = partial(dice_and_cross_entropy, balance=self.settings.balance, processes=True)
-        dice, entropy = deep_supervision(levels, batch.label, both)
-        loss = self.settings.dice_weight * dice + self.settings.cross_entropy_weight * entropy
-        return StepOutput(loss, {"dice_loss": dice.detach(), "cross_entropy": entropy.detach()})
+        both = dice_and_fading_cross_entropy(self.settings.balance, progress)
+        terms, logs = labelled_terms(deep_supervision(levels, batch.label, both), self.settings)
+        return StepOutput(terms["dice_loss"] + terms["cross_entropy"], logs)
 
     def exports(self) -> Mapping[str, nn.Module]:
         """The segmentation network is what ``predict`` runs."""

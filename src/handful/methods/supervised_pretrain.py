@@ -10,7 +10,6 @@ References:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 from torch import nn
@@ -18,7 +17,8 @@ from torch import nn
 from handful.batches import SegmentationBatch
 from handful.data.sampling import Source
 from handful.errors import UsageError
-from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy
+from handful.losses.labelled import dice_and_fading_cross_entropy, labelled_terms
+from handful.losses.segmentation import deep_supervision
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.parts import parts_of
 from handful.networks.unet import UNet
@@ -30,7 +30,7 @@ class Settings:
 
     Attributes:
         dice_weight, cross_entropy_weight: of the two terms.
-        balance: how much more pixels of rare classes weigh in the cross entropy (``losses.segmentation``).
+        balance: how much more pixels of rare classes weigh in the cross entropy at first (``losses.labelled``).
     """
 
     dice_weight: float = 1.0  # nnU-Net
@@ -69,13 +69,8 @@ class SupervisedPretrain(Method):
         levels = (
             self.network.deep(batch.image) if isinstance(self.network, UNet) else [self.network(batch.image)]
         )
-        both = partial(dice_and_cross_entropy, balance=self.settings.balance, processes=True)
-        dice, entropy = deep_supervision(levels, batch.label, both)
-        terms = {
-            "dice_loss": self.settings.dice_weight * dice,
-            "cross_entropy": self.settings.cross_entropy_weight * entropy,
-        }
-        logs = {"dice_loss": dice.detach(), "cross_entropy": entropy.detach()}
+        both = dice_and_fading_cross_entropy(self.settings.balance, progress)
+        terms, logs = labelled_terms(deep_supervision(levels, batch.label, both), self.settings)
         return StepOutput(terms["dice_loss"] + terms["cross_entropy"], logs, terms)
 
     def exports(self) -> Mapping[str, nn.Module]:

@@ -16,7 +16,6 @@ References:
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -28,7 +27,8 @@ from handful.data.sampling import Source
 from handful.errors import UsageError
 from handful.losses.consistency import sigmoid_ramp, squared_consistency
 from handful.losses.entropy import entropy_map
-from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy
+from handful.losses.labelled import dice_and_fading_cross_entropy, labelled_terms
+from handful.losses.segmentation import deep_supervision
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.deep import deep_logits_of_both
 from handful.networks.teacher import Teacher
@@ -150,16 +150,11 @@ class UAMT(Method):
         levels, unlabelled = deep_logits_of_both(
             self.network, batch.image, batch.student, joint=settings.joint_norm
         )
-        both = partial(
-            dice_and_cross_entropy, balance=settings.balance, squared=settings.squared_dice,
-            include_background=settings.dice_background, processes=True,
+        both = dice_and_fading_cross_entropy(
+            settings.balance, progress, squared=settings.squared_dice,
+            include_background=settings.dice_background,
         )  # fmt: skip
-        dice, entropy = deep_supervision(levels, batch.label, both)
-        terms = {
-            "dice_loss": settings.dice_weight * dice,
-            "cross_entropy": settings.cross_entropy_weight * entropy,
-        }
-        logs = {"dice_loss": dice.detach(), "cross_entropy": entropy.detach()}
+        terms, logs = labelled_terms(deep_supervision(levels, batch.label, both), settings)
         if unlabelled is not None:
             spread = entropy_map(self.mean_answer(batch.disturbed, seed=batch.seed))
             certain = spread < self.limit(progress, classes=unlabelled.shape[1])

@@ -14,7 +14,6 @@ References:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -24,8 +23,9 @@ from torch import Tensor, nn
 from handful.data.sampling import Source
 from handful.errors import UsageError
 from handful.losses.consistency import sigmoid_ramp
+from handful.losses.labelled import dice_and_fading_cross_entropy, labelled_terms
 from handful.losses.pyramid import pyramid_consistency
-from handful.losses.segmentation import deep_supervision, dice_and_cross_entropy
+from handful.losses.segmentation import deep_supervision
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.unet import UNet
 
@@ -119,12 +119,7 @@ class URPC(Method):
             levels, others = [level[:known] for level in joint], [level[known:] for level in joint]
         else:
             levels, others = self._levels(batch.image), self._levels(batch.unlabelled)
-        dice, entropy = self._segmentation(levels, batch.label)
-        terms = {
-            "dice_loss": settings.dice_weight * dice,
-            "cross_entropy": settings.cross_entropy_weight * entropy,
-        }
-        logs = {"dice_loss": dice.detach(), "cross_entropy": entropy.detach()}
+        terms, logs = labelled_terms(self._segmentation(levels, batch.label, progress), settings)
         if others is not None:
             consistency = pyramid_consistency(enlarged(others))
             weight = settings.consistency_weight * sigmoid_ramp(progress, length=settings.ramp)
@@ -142,12 +137,12 @@ class URPC(Method):
         maps = [finest, *(each.reshape(like.shape) for each, like in zip(dropped, coarse))]
         return [head(each) for head, each in zip(self.network.heads, maps)]
 
-    def _segmentation(self, levels: list[Tensor], label: Tensor) -> Tensor:
+    def _segmentation(self, levels: list[Tensor], label: Tensor, progress: float) -> Tensor:
         """Return Dice loss and cross entropy, (2,), over the decoder levels."""
         settings = self.settings
-        both = partial(
-            dice_and_cross_entropy, balance=settings.balance, squared=settings.squared_dice,
-            include_background=settings.dice_background, processes=True,
+        both = dice_and_fading_cross_entropy(
+            settings.balance, progress, squared=settings.squared_dice,
+            include_background=settings.dice_background,
         )  # fmt: skip
         if settings.supervision == "deep":
             return deep_supervision(levels, label, both)
