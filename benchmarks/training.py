@@ -10,7 +10,7 @@ beside the machine's own matrix products.
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -23,27 +23,38 @@ from augmentation import monai_pipeline
 from handful.batches import SegmentationBatch
 from handful.data.augment.settings import AugmentSettings
 from handful.data.plan import NetworkPlan, Normalisation, Plan
+from handful.data.planes import in_planes, lead_and
 from handful.data.sampling import Source, StoredCase, foreground_voxels
 from handful.device import choose_device, choose_precision
 from handful.methods.contract import Method
 from handful.training.recipe import resolve
 from handful.training.start import build_method
 
-SHAPES = {"3D 40 x 56 x 40, batch 2": ((40, 56, 40), 2, 16), "2D 144 x 144, batch 8": ((144, 144), 8, 24)}
-VOLUME = (36, 50, 35)
-"""Of the 3D data: a median hippocampus volume; the 2D data are slices of 12 x 160 x 150."""
+SMALL = (36, 50, 35)
+"""A median hippocampus volume."""
+
+SHAPES = {
+    "slices of three planes, 56 x 40, batch 8": ((56, 40), 8, 24, SMALL),
+    "3D 40 x 56 x 40, batch 2": ((40, 56, 40), 2, 16, SMALL),
+    "2D 144 x 144, batch 8": ((144, 144), 8, 24, (12, 160, 150)),
+}
+"""Patch, batch, finest channels, and the volumes they come from."""
+
+ORDERS = ((0, 1, 2), (1, 0, 2), (2, 1, 0))
+"""Slice axis, rows, columns: what a plan of three planes cuts."""
 
 
-def plan_of(patch: tuple[int, ...], batch: int, width: int) -> Plan:
-    """Return the plan of a small volume, as ``handful plan`` makes it."""
+def plan_of(patch: tuple[int, ...], batch: int, width: int, volume: tuple[int, ...]) -> Plan:
+    """Return the plan of such volumes, as ``handful plan`` makes it."""
     dims = len(patch)
-    levels = 4 if dims == 3 else 5
+    levels = 4 if volume == SMALL else 5
     return Plan(
         dims=dims,  # type: ignore[arg-type]
         axes=(2, 1, 0),
         spacing_mm=(1.0, 1.0, 1.0),
         patch=patch,
         batch=batch,
+        planes=ORDERS if dims == 2 and volume == SMALL else ORDERS[:1],
         channels=(Normalisation(),),
         label_values=(0, 1, 2),
         label_names=("background", "one", "two"),
@@ -59,8 +70,14 @@ def plan_of(patch: tuple[int, ...], batch: int, width: int) -> Plan:
 class Cached(Dataset[Any]):
     """Volumes in memory, one random crop and its transforms an item, as a script would have it."""
 
-    def __init__(self, cases: list[StoredCase], patch: tuple[int, ...], settings: AugmentSettings) -> None:
-        self.cases, self.patch = cases, patch
+    def __init__(
+        self,
+        cases: list[StoredCase],
+        patch: tuple[int, ...],
+        settings: AugmentSettings,
+        planes: Sequence[tuple[int, int, int]],
+    ) -> None:
+        self.cases, self.patch, self.planes = cases, patch, planes
         self.pipeline = monai_pipeline(settings, patch)
 
     def __len__(self) -> int:
@@ -70,6 +87,8 @@ class Cached(Dataset[Any]):
         case = self.cases[index % len(self.cases)]
         image, label = case.image[:], case.label[:].unsqueeze(0).float()  # type: ignore[index]
         if len(self.patch) == 2:
+            order = self.planes[int(torch.randint(len(self.planes), ()))]
+            image, label = (part.permute(lead_and(order)) for part in (image, label))
             depth = int(torch.randint(image.shape[1], ()))
             image, label = image[:, depth], label[:, depth]
         done = self.pipeline({"image": image, "label": label})
@@ -133,12 +152,18 @@ def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def compare(
-    title: str, patch: tuple[int, ...], batch: int, width: int, *, steps: int, device: torch.device
+    title: str,
+    patch: tuple[int, ...],
+    batch: int,
+    width: int,
+    shape: tuple[int, ...],
+    *,
+    steps: int,
+    device: torch.device,
 ) -> None:
     """Print the table of one shape."""
-    plan = plan_of(patch, batch, width)
+    plan = plan_of(patch, batch, width, shape)
     recipe = resolve("supervised", over={"loop": {"steps": 1}})
-    shape = VOLUME if plan.dims == 3 else (12, 160, 150)
     cases = []
     for index in range(8):
         generator = torch.Generator().manual_seed(index)
@@ -146,6 +171,7 @@ def compare(
         label = torch.randint(0, 3, shape, generator=generator, dtype=torch.uint8)
         voxels = foreground_voxels(label.numpy(), 3)
         cases.append(StoredCase(str(index), image.to(device), label.to(device), voxels, (1.0, 1.0, 1.0)))
+    labelled = in_planes(cases, plan.planes)
     bfloat16 = choose_precision("auto", device) == "bf16-mixed"
     ours = build_method(recipe, plan, 0)[0]
     counter = [0]
@@ -153,14 +179,14 @@ def compare(
     def our_batch() -> SegmentationBatch:
         counter[0] += 1
         source = Source(
-            labelled=cases, unlabelled=[], patch=patch, batch=batch, classes=3, mirror=plan.mirror,
+            labelled=labelled, unlabelled=[], patch=patch, batch=batch, classes=3, mirror=plan.mirror,
             augment=recipe.augment, sampling=recipe.sampling, device=device, seed=0, step=counter[0],
         )  # fmt: skip
         made: SegmentationBatch = ours.batch(source)
         return made
 
     on_cpu = [StoredCase(c.name, c.image.cpu(), c.label.cpu(), (), c.spacing_mm) for c in cases]  # type: ignore[attr-defined, union-attr]
-    data = Cached(on_cpu, patch, recipe.augment)
+    data = Cached(on_cpu, patch, recipe.augment, plan.planes)
     feeds = {f"MONAI, {n} workers": conventional_batches(data, batch, n) for n in (0, 2)}
     rows: dict[str, Callable[[], None]] = {
         "ours": stepper(ours, our_batch, device=device, bfloat16=bfloat16, last=True)
@@ -210,8 +236,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    for title, (patch, batch, width) in SHAPES.items():
-        compare(title, patch, batch, width, steps=given.steps, device=choose_device(given.device))
+    for title, (patch, batch, width, volume) in SHAPES.items():
+        compare(title, patch, batch, width, volume, steps=given.steps, device=choose_device(given.device))
 
 
 if __name__ == "__main__":
