@@ -91,4 +91,10 @@ PlanFile = Annotated[Path | None, typer.Option("--plan", metavar="FILE", help="A
 Steps = Annotated[int | None, typer.Option(min=1, help="Length of the training.")]
 MaxTime = Annotated[str | None, typer.Option(metavar="TIME", help="Or its duration: 90s, 20m, 1h30m.")]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard's event files.")]
+MLflow = Annotated[
+    bool, typer.Option("--mlflow", help="Also log to MLflow: RUN/mlflow, or MLFLOW_TRACKING_URI.")
+]
+WandB = Annotated[
+    bool, typer.Option("--wandb", help="Also log to Weights & Biases, offline unless WANDB_MODE says so.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Decide and print everything; train nothing.")]

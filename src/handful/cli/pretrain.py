@@ -12,6 +12,7 @@ from handful.cli.options import (
     Labels,
     MaxTime,
     MethodName,
+    MLflow,
     Nodes,
     Overwrite,
     PartialInit,
@@ -28,6 +29,7 @@ from handful.cli.options import (
     TensorBoard,
     Test,
     Threads,
+    WandB,
 )
 
 
@@ -56,6 +58,8 @@ def pretrain(
     precision: Precision = "auto",
     threads: Threads = None,
     tensorboard: TensorBoard = False,
+    mlflow: MLflow = False,
+    wandb: WandB = False,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -93,6 +97,8 @@ def pretrain(
             overwrite=overwrite,
             quiet=quiet,
             tensorboard=tensorboard,
+            mlflow=mlflow,
+            wandb=wandb,
             init=init,
             adapt_channels=adapt_channels,
             partial_init=partial_init,

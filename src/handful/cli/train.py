@@ -16,6 +16,7 @@ from handful.cli.options import (
     Labels,
     MaxTime,
     MethodName,
+    MLflow,
     Nodes,
     Overwrite,
     PartialInit,
@@ -32,6 +33,7 @@ from handful.cli.options import (
     TensorBoard,
     Test,
     Threads,
+    WandB,
 )
 
 
@@ -64,6 +66,8 @@ def train(
     precision: Precision = "auto",
     threads: Threads = None,
     tensorboard: TensorBoard = False,
+    mlflow: MLflow = False,
+    wandb: WandB = False,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -101,6 +105,8 @@ def train(
             overwrite=overwrite,
             quiet=quiet,
             tensorboard=tensorboard,
+            mlflow=mlflow,
+            wandb=wandb,
             init=init,
             adapt_channels=adapt_channels,
             partial_init=partial_init,

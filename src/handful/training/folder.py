@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,9 @@ class RunFolder:
         self.synthetic = path / "synthetic.safetensors"
         self.pretrain = path / "pretrain"
         self.snapshots = path / "snapshots"
+        self.loggers = path / "loggers.json"
+        self.tensorboard = path / "tensorboard"
+        self.mlflow = path / "mlflow"
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -149,15 +153,17 @@ class RunFolder:
         names: Sequence[Path] = (
             self.recipe, self.plan, self.fingerprint, self.splits, self.manifest, self.metrics, self.progress,
             self.checkpoint, self.weights, self.synthetic, self.path / "log.txt", self.path / "scores.csv",
-            self.path / "summary.json", self.path / "report.html",
+            self.path / "summary.json", self.path / "report.html", self.loggers,
         )  # fmt: skip
         for name in (*names, *self.snapshots.glob("step-*.safetensors")):
             name.unlink(missing_ok=True)
+        # MLflow and W&B keep runs apart by themselves; TensorBoard would draw two in one
+        shutil.rmtree(self.tensorboard, ignore_errors=True)
         if self.pretrain.is_dir():
             RunFolder(self.pretrain).clear()
         predictions = self.path / "predictions"
         if predictions.is_dir():
-            for file in predictions.glob("*.nii.gz"):
+            for file in (*predictions.glob("*.nii.gz"), *predictions.glob("*.dcm")):
                 os.unlink(file)
 
 

@@ -21,6 +21,7 @@ from handful.training.beforehand import said_beforehand
 from handful.training.decisions import decide_plan
 from handful.training.fabric import started
 from handful.training.folder import RunFolder
+from handful.training.loggers import chosen_loggers
 from handful.training.loop import Progress, fit
 from handful.training.record import asked_of, is_finished, manifest_of, now, weights_header
 from handful.training.settle import settle
@@ -54,6 +55,8 @@ def train(
     overwrite: bool = False,
     quiet: bool = False,
     tensorboard: bool = False,
+    mlflow: bool = False,
+    wandb: bool = False,
     init: Path | None = None,
     adapt_channels: bool = False,
     partial_init: bool = False,
@@ -90,6 +93,8 @@ def train(
         overwrite: start over where ``out`` holds another run.
         quiet: print nothing.
         tensorboard: also write TensorBoard events (extra ``tensorboard``).
+        mlflow: also log to MLflow (extra ``mlflow``), in the run folder unless ``MLFLOW_TRACKING_URI`` is set.
+        wandb: also log to Weights & Biases (extra ``wandb``), offline unless ``WANDB_MODE`` is set.
         init: a run (of ``pretrain`` or ``train``) whose weights this one starts from; its plan must give the network
             the same images.
         adapt_channels: where ``init`` saw another number of input channels, spread its first convolution over ours.
@@ -109,6 +114,7 @@ def train(
     Example:
         >>> run = train(Path("Task04_Hippocampus"), Path("runs/two-labels"), labels="2", test="40", max_time="10m")
     """
+    loggers = chosen_loggers(tensorboard=tensorboard, mlflow=mlflow, wandb=wandb)
     stage = settle(
         "train",
         Path(data),
@@ -138,7 +144,7 @@ def train(
     if dry_run:
         print_decisions(stage)
     else:
-        run_stage(stage, out, overwrite=overwrite, quiet=quiet, tensorboard=tensorboard, report=report)
+        run_stage(stage, out, overwrite=overwrite, quiet=quiet, loggers=loggers, report=report)
     return out
 
 
@@ -164,6 +170,8 @@ def pretrain(
     overwrite: bool = False,
     quiet: bool = False,
     tensorboard: bool = False,
+    mlflow: bool = False,
+    wandb: bool = False,
     init: Path | None = None,
     adapt_channels: bool = False,
     partial_init: bool = False,
@@ -179,8 +187,8 @@ def pretrain(
 
     Args:
         data, out, draw, test, splits, seed, steps, max_time, plan, patients, recipe, set_, device, precision, threads,
-            overwrite, quiet, tensorboard, init, adapt_channels, partial_init, dry_run, devices, nodes, report: as for
-            ``train``.
+            overwrite, quiet, tensorboard, mlflow, wandb, init, adapt_channels, partial_init, dry_run, devices, nodes,
+            report: as for ``train``.
         method: a pre-training method (``handful methods``), or None if the recipe names it.
         labels: budget of a method that learns from labels too; None is every label.
 
@@ -194,6 +202,7 @@ def pretrain(
         >>> run = pretrain("Task04_Hippocampus", "runs/pcl", method="pcl", test="40", steps=500)  # doctest: +SKIP
         >>> train("Task04_Hippocampus", "runs/two", init=run, labels="2", test="40")  # doctest: +SKIP
     """
+    loggers = chosen_loggers(tensorboard=tensorboard, mlflow=mlflow, wandb=wandb)
     stage = settle(
         "pretrain",
         Path(data),
@@ -223,7 +232,7 @@ def pretrain(
     if dry_run:
         print_decisions(stage)
     else:
-        run_stage(stage, out, overwrite=overwrite, quiet=quiet, tensorboard=tensorboard, report=report)
+        run_stage(stage, out, overwrite=overwrite, quiet=quiet, loggers=loggers, report=report)
     return out
 
 
@@ -244,7 +253,7 @@ def run_stage(
     *,
     overwrite: bool = False,
     quiet: bool = False,
-    tensorboard: bool = False,
+    loggers: Sequence[str] = (),
     report: Callable[[Progress], None] | None = None,
 ) -> None:
     """Train in one run folder, or go on where an earlier call was interrupted; a finished run is left alone.
@@ -252,7 +261,8 @@ def run_stage(
     Args:
         stage: what to train.
         out: the run folder.
-        overwrite, quiet, tensorboard, report: see ``train``.
+        overwrite, quiet, report: see ``train``.
+        loggers: names of ``handful.training.loggers``.
     """
     asked = asked_of(stage)
     first = stage.processes.first
@@ -272,7 +282,7 @@ def run_stage(
                 folder.pretrain,
                 overwrite=overwrite,
                 quiet=quiet,
-                tensorboard=tensorboard,
+                loggers=loggers,
                 report=report,
             )
             folder.say(f"stage 2 of 2: training with {stage.recipe.name} from there")
@@ -285,8 +295,8 @@ def run_stage(
             stage = replace(stage, device=fabric.device)
             plan = fabric.broadcast(plan)
             assert plan is not None
-            look = watch(folder, report, tensorboard=tensorboard)
-            parts, architecture, parameters = learn(stage, plan, folder, fabric, look)
+            with watch(folder, report, loggers=loggers) as look:
+                parts, architecture, parameters = learn(stage, plan, folder, fabric, look)
             if first:
                 header = weights_header(stage, plan, architecture, asked["data"]["hash"])
                 save_weights(folder.weights, parts, header)
