@@ -26,8 +26,8 @@ class Settings:
 
     Attributes:
         dice_weight, cross_entropy_weight: of each.
-        balance: how much more pixels of rare classes weigh in the cross entropy when the run begins (a class of n pixels
-            n^-balance each); it falls evenly to 0 at its end (``losses.labelled``). 0: never; nnU-Net.
+        balance: how much more pixels of rare classes weigh in the cross entropy when the run begins (each of a class of
+            n pixels n^-balance); it falls evenly to 0 at its end (``losses.labelled``). 0: never; nnU-Net.
     """
 
     dice_weight: float = 1.0
