@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from dicom_series import PATIENT, write_series
 from handful.cli.main import main
@@ -62,6 +63,18 @@ def test_each_slice_is_rescaled_by_its_own_numbers(tmp_path: Path) -> None:
     volume = io.read_image([write_series(tmp_path / "a", image(), AXIAL, rescale=rescale)])
     slopes, intercepts = np.array([rescale[z % 3] for z in range(SHAPE[2])]).T
     np.testing.assert_array_equal(volume.array[0], image() * slopes + intercepts)
+
+
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, RLELossless, DeflatedExplicitVRLittleEndian])
+def test_compressed_slices_are_the_same_slices(syntax: UID, tmp_path: Path) -> None:
+    def compressed(number: int, dataset: Any) -> None:
+        if syntax.is_encapsulated:
+            dataset.compress(syntax)
+        dataset.file_meta.TransferSyntaxUID = syntax
+
+    array = image(shape=(16, 12, 5))  # GDCM reads no RLE of less than 64 pixels
+    volume = io.read_image([write_series(tmp_path / "a", array, AXIAL, edit=compressed)])
+    np.testing.assert_array_equal(volume.array[0], array)
 
 
 def test_positions_may_be_rounded(tmp_path: Path) -> None:

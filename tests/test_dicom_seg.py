@@ -17,7 +17,7 @@ from handful.data import io
 from handful.data.dicom import read_series
 from handful.data.volume import Grid, grid_difference
 from handful.errors import DataError, UsageError
-from handful.inference.dicom_seg import make_dicom_seg, write_dicom_seg
+from handful.inference.dicom_seg import encode_dicom_seg, write_dicom_seg
 from handful.inference.predict import predict
 from test_dicom import AFFINES, AXIAL
 from test_predict import PLAN, make_run
@@ -28,7 +28,9 @@ NAMES = {0: "background", 3: "Höhle", 9: "never there", 40: "wall"}
 
 def made(folder: Path, array: NDArray[Any]) -> Path:
     path = folder.with_name(f"{folder.name}.dcm")
-    write_dicom_seg(path, make_dicom_seg(array, series=folder, label_names=NAMES, weights="0123456789abcdef"))
+    write_dicom_seg(
+        path, encode_dicom_seg(array, series=folder, label_names=NAMES, weights="0123456789abcdef")
+    )
     return path
 
 

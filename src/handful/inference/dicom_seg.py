@@ -4,6 +4,7 @@ A SEG names the patient and the study of its series, as the standard demands: ar
 thing written here that says whose image it was.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,8 +51,10 @@ def expect_dicom_seg(cases: Sequence[Case], label_names: Mapping[int, str]) -> N
             )
 
 
-def make_dicom_seg(array: NDArray[Any], *, series: Path, label_names: Mapping[int, str], weights: str) -> Any:
-    """Make a binary segmentation of one segment a class, in the order of the label values, background left out.
+def encode_dicom_seg(
+    array: NDArray[Any], *, series: Path, label_names: Mapping[int, str], weights: str
+) -> bytes:
+    """Make the file of a binary segmentation: one segment a class by label value, background left out.
 
     Slices without any class are left out, as viewers expect.
 
@@ -92,7 +95,7 @@ def make_dicom_seg(array: NDArray[Any], *, series: Path, label_names: Mapping[in
     with (
         config.disable_value_validation()
     ):  # what is copied is not ours to judge, and complaints would quote it
-        return highdicom.seg.Segmentation(
+        segmentation = highdicom.seg.Segmentation(
             source_images=_headers(stack.files, stack.grid.spacing_mm[2]),
             pixel_array=numbers.transpose(2, 1, 0),
             segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
@@ -108,14 +111,15 @@ def make_dicom_seg(array: NDArray[Any], *, series: Path, label_names: Mapping[in
             content_label="SEGMENTATION",
             specific_character_set="ISO_IR 192",  # UTF-8: names of classes are in any language
         )
+        file = io.BytesIO()
+        segmentation.save_as(file)
+    return file.getvalue()
 
 
-def write_dicom_seg(path: Path, segmentation: Any) -> None:
-    """Write what ``make_dicom_seg`` made, whole or not at all."""
-    from pydicom import config
-
-    with atomic_path(path) as temporary, config.disable_value_validation():
-        segmentation.save_as(temporary)
+def write_dicom_seg(path: Path, encoded: bytes) -> None:
+    """Write what ``encode_dicom_seg`` made, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(encoded)
 
 
 def _headers(files: Sequence[Path], step_mm: float) -> list[Any]:

@@ -27,7 +27,7 @@ from handful.data.resampling import grid_order, resampled_argmax
 from handful.data.volume import Volume, times
 from handful.device import choose_device, use_threads
 from handful.errors import DataError, HandfulError, RunError, UsageError
-from handful.inference.dicom_seg import expect_dicom_seg, make_dicom_seg, write_dicom_seg
+from handful.inference.dicom_seg import encode_dicom_seg, expect_dicom_seg, write_dicom_seg
 from handful.inference.images import find_images, is_dataset
 from handful.inference.model import Model, load_model
 from handful.inference.pieces import keep_largest_pieces
@@ -201,7 +201,7 @@ class _Outputs:
     label: NDArray[Any]
     probabilities: NDArray[np.float32] | None
     uncertainty: NDArray[np.float32] | None
-    dicom_seg: Any = None
+    dicom_seg: bytes | None = None
 
 
 def _compute(
@@ -248,9 +248,9 @@ def _compute(
     return _Outputs(np.asarray(plan.label_values)[winner], soft, doubt)
 
 
-def _segmentation(case: Case, outputs: _Outputs, models: Sequence[Model]) -> Any:
+def _segmentation(case: Case, outputs: _Outputs, models: Sequence[Model]) -> bytes:
     hashes = [model.weights_hash for model in models]
-    return make_dicom_seg(
+    return encode_dicom_seg(
         outputs.label,
         series=case.images[0],
         label_names=models[0].label_names,
@@ -264,7 +264,7 @@ def _write(case: Case, result: Prediction, outputs: _Outputs, model: Model) -> N
         write_float(result.probabilities, outputs.probabilities, like=like)
     if result.uncertainty and outputs.uncertainty is not None:
         write_float(result.uncertainty, outputs.uncertainty, like=like)
-    if result.dicom_seg:
+    if result.dicom_seg and outputs.dicom_seg is not None:
         write_dicom_seg(result.dicom_seg, outputs.dicom_seg)
     assert result.label is not None
     write_label(
