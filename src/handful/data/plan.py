@@ -13,7 +13,7 @@ import yaml
 from handful import artefacts
 from handful.data.discover import LabelsSeen
 from handful.data.plan_check import LAST_CLASS, check_plan
-from handful.data.sizes import BUDGETS, choose_sizes, unit
+from handful.data.sizes import BUDGETS, Sizes, choose_sizes, unit
 from handful.errors import UsageError
 from handful.settings import build
 
@@ -178,19 +178,7 @@ def make_plan(
         budget=budget if width is None else dataclasses.replace(budget, width=width),
         memory_gb=memory_gb,
     )
-    whole = all(p >= n for p, n in zip(fit.patch, median_size))
-    covers = "covers the median volume" if chosen == 3 else "covers the median slice"
-    covers += " of every plane" if several else ""
-    reasons["patch"] = (
-        f"The median {'volume' if chosen == 3 else 'slice'} has {_times(median_size)} voxels on this grid; "
-        f"{covers if whole else 'as near to a cube in mm as the volume and the memory allow'}, "
-        f"in multiples of {_times(unit(fit.strides, chosen))}."
-    )
-    reasons["batch"] = f"About {fit.memory_gb:.1f} GB in training on a {kind.upper()}."
-    reasons["network"] = (
-        f"{len(fit.widths)} levels: an axis is halved while 4 voxels remain and it is within twice the finest; "
-        f"{fit.widths[0]} channels {f'suit a {kind.upper()}' if width is None else 'were asked for'}."
-    )
+    _explain_sizes(fit, median_size, kind, reasons, several=several, asked=width is not None)
     channels = _normalisations(fingerprint, reasons)
     rows = [[axes[order[axis]] for order in cuts] for axis in range(3)[part]]
     mirror = _choose_mirror(fingerprint, dataset, rows, reasons)
@@ -314,6 +302,27 @@ _MEANING = {
     "fingerprint_hash": "Of the fingerprint.json it was made from.",
     "version": "Of handful.",
 }
+
+
+def _explain_sizes(
+    fit: Sizes, median_size: Sequence[int], kind: str, reasons: dict[str, str], *, several: bool, asked: bool
+) -> None:
+    """Say why patch, batch and network have the sizes they have."""
+    dims = len(fit.patch)
+    what = "volume" if dims == 3 else "slice"
+    if all(p >= n for p, n in zip(fit.patch, median_size)):
+        reach = f"covers the median {what}" + (" of every plane" if several else "")
+    else:
+        reach = "as near to a cube in mm as the volume and the memory allow"
+    reasons["patch"] = (
+        f"The median {what} has {_times(median_size)} voxels on this grid; {reach}, "
+        f"in multiples of {_times(unit(fit.strides, dims))}."
+    )
+    reasons["batch"] = f"About {fit.memory_gb:.1f} GB in training on a {kind.upper()}."
+    reasons["network"] = (
+        f"{len(fit.widths)} levels: an axis is halved while 4 voxels remain and it is within twice the finest; "
+        f"{fit.widths[0]} channels {'were asked for' if asked else f'suit a {kind.upper()}'}."
+    )
 
 
 def _choose_axes(fingerprint: "Fingerprint", reasons: dict[str, str]) -> tuple[int, int, int]:
