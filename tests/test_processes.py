@@ -216,7 +216,8 @@ def test_two_processes_train_as_one_with_the_double_batch(name: str, two: Path, 
     ]
     assert [row["step"] for row in rows[1]] == [1, 2, 3]
     for one, both in zip(*rows, strict=True):
-        assert both["loss"] == pytest.approx(one["loss"], abs=3e-5)
+        # rows hold six digits: the last one of either may be rounded the other way
+        assert both["loss"] == pytest.approx(one["loss"], abs=3e-5, rel=1e-5)
         assert both["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
 
 
