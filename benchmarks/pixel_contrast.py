@@ -98,15 +98,15 @@ def arithmetic_floor(case: str, name: str) -> float | None:
         pairs, products, exponentials = (foreground - foreground**2 / 2) * n * n, 4, 2
     else:
         return None
-    square, some = torch.randn(2048, 2048), torch.rand(torch.get_num_threads() * 2**16)
-    product, exponential = (
-        fastest(lambda: square @ square) / 2048**3,
-        fastest(lambda: some.exp2_().sub_(1), calls=200) / len(some),
-    )
+    from training import matrix_rate  # not before memory is read: it imports the whole training
+
+    product = 2 / (1e9 * matrix_rate(torch.float32, torch.device("cpu")))
+    some = torch.rand(torch.get_num_threads() * 2**16)
+    exponential = fastest(lambda: some.exp2_().sub_(1), calls=200) / len(some)
     return pairs * (products * width * product + exponentials * exponential)
 
 
-def fastest(call: Callable[[], object], *, calls: int = 10) -> float:
+def fastest(call: Callable[[], object], *, calls: int) -> float:
     """Return the seconds of the fastest of some calls."""
     best = float("inf")
     for _ in range(calls):
