@@ -357,6 +357,29 @@ def test_drawn_rotations_keep_distances_in_mm(patch):
     assert torch.allclose(lengths, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("turned", [0.0, 0.15, 1.0])
+def test_a_share_of_the_rotations_goes_all_the_way_round(turned):
+    limit = math.radians(AFFINE.rotation_degrees)
+    settings = replace(AFFINE, p_rotation=0.5, scale=(1, 1))
+    matrix = draw(settings, PATCHES[0], batch=20_000, turned=turned, mirror=(False, False)).matrix
+    angle = torch.atan2(matrix[:, 1, 0], matrix[:, 0, 0])
+    within, beyond = angle[(angle != 0) & (angle.abs() <= limit + 1e-5)], angle[angle.abs() > limit + 1e-5]
+    assert abs((angle == 0).float().mean() - 0.5) < 0.02, "as often as without"
+    assert abs(len(beyond) / (len(within) + len(beyond)) - turned) < 0.02
+    for part, low, high in ((within, 0.0, limit), (beyond, limit, math.pi)):
+        if len(part):
+            assert abs((part > 0).float().mean() - 0.5) < 0.05, "either way"
+            quarters = torch.histc(part.abs(), 4, low, high) / len(part)
+            assert (quarters - 0.25).abs().max() < 0.05, "every angle alike"
+
+
+def test_turning_some_further_leaves_all_others_as_they_are():
+    near, far = (draw(AFFINE, PATCHES[1], batch=500, turned=turned) for turned in (0.0, 0.15))
+    assert torch.equal(near.mirror, far.mirror)
+    assert torch.equal(near.shift, far.shift)
+    assert torch.allclose(torch.linalg.det(near.matrix), torch.linalg.det(far.matrix), rtol=1e-4)
+
+
 def test_coarse_axes_are_only_mirrored():
     patch, spacing = (7, 20, 26), (10.0, 1.4, 1.4)
     geometry = draw(ALWAYS, patch, batch=20, spacing_mm=spacing)

@@ -16,7 +16,7 @@ from handful.data.fingerprint import (
 )
 from handful.data.intensity import describe
 from handful.data.mirror import mirror_axes
-from handful.data.plan import Normalisation, explain, make_plan, read_plan, write_plan
+from handful.data.plan import TURNED, Normalisation, explain, make_plan, read_plan, write_plan
 from handful.data.sizes import BUDGETS, SMALLEST_MAP, choose_sizes, plan_levels, unit
 from handful.errors import DataError, UsageError
 
@@ -124,6 +124,15 @@ def test_a_cpu_cuts_slices_along_all_axes_where_a_gpu_takes_volumes(spacing, cpu
     assert (plans[0].dims, len(plans[0].planes)) == cpu
     thick = spacing[2] > 3
     assert all((plan.dims, len(plan.planes)) == (2 if thick else 3, 1) for plan in plans[1:])
+
+
+def test_slices_of_one_axis_may_lie_turned():
+    coarse = fingerprint(shape=(100, 100, 12), spacing=(1.5, 1.5, 10.0))
+    equal = fingerprint(shape=(60, 60, 60), spacing=(1.0, 1.0, 1.0))
+    assert make_plan(coarse, dataset()).turned == TURNED > 0
+    assert make_plan(equal, dataset(), planes=1, dims=2).turned == TURNED
+    assert make_plan(equal, dataset()).turned == 0, "slices along every axis"
+    assert make_plan(coarse, dataset(), dims=3).turned == 0
 
 
 def test_dims_can_be_asked_for():
@@ -292,7 +301,7 @@ def test_classes_are_the_data_sets_without_the_ignored():
 def test_every_decision_is_explained():
     plan = make_plan(fingerprint(), dataset())
     table = explain(plan)
-    assert len(table) == 10
+    assert len(table) == 11
     for what, value, why in table:
         assert what
         assert value
@@ -360,6 +369,7 @@ def test_file_round_trip(written):
         ({"channels": []}, "one normalisation a channel"),
         ({"channels": [{"kind": "window", "low": 3.0, "high": 1.0}]}, "low < high"),
         ({"channels": [{"spread": 0.0}]}, "spread must be positive"),
+        ({"turned": 15}, "turned is a share from 0 to 1, found 15"),
         ({"dims": 4}, "dims"),
         ({"dims": 2}, "patch needs 2 numbers because dims is 2"),
         ({"patch": [50, 48, 48]}, "50 is not a multiple of 8 .* use 48 or 56"),

@@ -193,8 +193,10 @@ def test_a_run_of_three_planes_trains_on_all_pretrains_on_one_and_predicts(tmp_p
         threads=1,
     )
     assert read_plan(one / "plan.yaml").planes == ((0, 1, 2),)
+    assert read_plan(one / "plan.yaml").turned > 0
     sized = train(
         data, tmp_path / "sized", method="supervised", steps=3, set_=(*settings, "plan.patch=[16, 16]"), quiet=True,
         threads=1,
     )  # fmt: skip
     assert read_plan(sized / "plan.yaml").planes == ((0, 1, 2),), "published slices lie in one plane"
+    assert read_plan(sized / "plan.yaml").turned == 0, "and are turned as published"

@@ -30,6 +30,9 @@ FEW_SLICES = 8
 SLICE_AXIS_COARSER = 1.1
 """An axis this much coarser than the others is the one the volume was sliced along."""
 
+TURNED = 0.15
+"""Chosen by measurement (docs/benchmarks.md, "Turned hearts")."""
+
 AXIS_NAMES = ("left-right", "front-back", "head-foot")
 """The axes of a RAS volume in words."""
 
@@ -92,6 +95,7 @@ class Plan:
         label_names: name of each class index.
         ignore_value: value in the files that means "no label here", or None.
         mirror: whether each axis of the patch may be mirrored in augmentation.
+        turned: share of the rotations in augmentation that may go all the way round instead of ``rotation_degrees``.
         one_piece: whether predictions keep only the largest piece of each class index, background's False; empty: none.
         network: sizes of the built-in U-Net.
         reasons: field name -> one sentence why it was decided so; shown to the user.
@@ -110,6 +114,7 @@ class Plan:
     label_names: tuple[str, ...]
     ignore_value: int | None = None
     mirror: tuple[bool, ...]
+    turned: float = 0.0
     one_piece: tuple[bool, ...] = ()
     planes: tuple[tuple[int, int, int], ...] = ((0, 1, 2),)
     network: NetworkPlan
@@ -182,6 +187,7 @@ def make_plan(
     channels = _normalisations(fingerprint, reasons)
     rows = [[axes[order[axis]] for order in cuts] for axis in range(3)[part]]
     mirror = _choose_mirror(fingerprint, dataset, rows, reasons)
+    turned = _choose_turned(chosen, len(cuts), reasons)
     one_piece = _choose_one_piece(fingerprint, dataset, values, reasons)
     return Plan(
         dims=chosen,
@@ -194,6 +200,7 @@ def make_plan(
         label_names=names,
         ignore_value=dataset.ignore_value,
         mirror=mirror,
+        turned=turned,
         one_piece=one_piece,
         planes=cuts,
         network=NetworkPlan(
@@ -263,6 +270,7 @@ def explain(plan: Plan) -> list[tuple[str, str, str]]:
         "channels": "; ".join(_describe(channel) for channel in plan.channels),
         "label_values": classes + ("" if plan.ignore_value is None else f"; {plan.ignore_value} ignored"),
         "mirror": ", ".join(mirrored) or "none",
+        "turned": f"{plan.turned:.0%} of the rotations" if plan.turned else "none",
         "one_piece": ", ".join(whole) or "none",
         "network": f"{network.kind} U-Net, {network.norm} norm, {'-'.join(map(str, network.widths))}",
     }
@@ -279,6 +287,7 @@ _TITLES = {
     "channels": "intensities",
     "label_values": "classes",
     "mirror": "mirroring",
+    "turned": "any angle",
     "one_piece": "one piece",
     "network": "network",
 }
@@ -295,6 +304,7 @@ _MEANING = {
     "label_names": "Name of each class, in the same order.",
     "ignore_value": "Value in the label files that means 'not labelled here', or null.",
     "mirror": "Whether augmentation may mirror each axis of the patch.",
+    "turned": "Share of the rotations in augmentation that may go all the way round, beyond augment.rotation_degrees.",
     "one_piece": "Whether predictions keep only the largest piece of each class (background: false); [] is none.",
     "network": "The U-Net: channels of each level (finest first), strides between levels, kernel of each level.",
     "reasons": "Why; shown by 'handful plan' and in the report.",
@@ -522,6 +532,17 @@ def _choose_mirror(
     why = "; ".join(f"{AXIS_NAMES[axis]} {decisions[axis].why}" for axis in axes)
     reasons["mirror"] = why[0].upper() + why[1:] + "."
     return tuple(all(decisions[axis].allowed for axis in row) for row in rows)
+
+
+def _choose_turned(dims: int, planes: int, reasons: dict[str, str]) -> float:
+    """Expect turned anatomy where slices lie along one axis: such planes are laid by hand, to each patient anew."""
+    if dims == 2 and planes == 1:
+        reasons["turned"] = (
+            "Slices that are laid by hand show some patients turned; nnU-Net turns 2D by up to 180 degrees too."
+        )
+        return TURNED
+    reasons["turned"] = "Volumes, and slices along every axis, are turned by little, as nnU-Net turns 3D."
+    return 0.0
 
 
 def _choose_one_piece(

@@ -66,6 +66,8 @@ def check_plan(plan: "Plan", *, where: str) -> None:
         elif mm is not None and not 0 < mm < float("inf"):
             wrong.append(f"spacing_mm along {letter} must be positive, found {mm}")
     wrong += _check_labels(plan)
+    if not 0 <= plan.turned <= 1:
+        wrong.append(f"turned is a share from 0 to 1, found {plan.turned}")
     if plan.batch < 1:
         wrong.append(f"batch must be 1 or more, found {plan.batch}")
     if not plan.channels:

@@ -141,6 +141,7 @@ class Source:
         batch: items a step, as planned.
         classes: K, background included.
         mirror: allowed mirror axes, ``dims`` flags.
+        turned: share of the rotations that may go all the way round.
         augment: ranges of the augmentation.
         sampling: how centres are chosen.
         device: where tensors go.
@@ -163,6 +164,7 @@ class Source:
     seed: int
     step: int
     progress: float = 0.0
+    turned: float = 0.0
     rank: int = 0
     world: int = 1
 
@@ -252,6 +254,7 @@ class Source:
             patch=self.patch,
             spacing_mm=spacing,
             mirror=self.mirror,
+            turned=self.turned,
             generator=generator,
         )
         geometry = Geometry(*map(self._own, drawn)) if geometry is None else geometry

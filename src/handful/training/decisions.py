@@ -141,8 +141,11 @@ def _planes(fixed: PlanSettings | None) -> int | None:
         return None
     if fixed.planes is not None:
         return fixed.planes
-    sized = any(value is not None for value in (fixed.patch, fixed.spacing_mm, fixed.mirror))
-    return 1 if sized else None
+    return 1 if _sized(fixed) else None
+
+
+def _sized(fixed: PlanSettings) -> bool:
+    return any(value is not None for value in (fixed.patch, fixed.spacing_mm, fixed.mirror))
 
 
 def _refuse_other(plan: Plan, fixed: PlanSettings | None, file: Path) -> None:
@@ -163,7 +166,8 @@ def _refuse_other(plan: Plan, fixed: PlanSettings | None, file: Path) -> None:
 
 def _fixed(plan: Plan, fixed: PlanSettings) -> Plan:
     """Put the recipe's values into the plan, with the reason."""
-    chosen = asdict(replace(fixed, dims=None, planes=None, width=None))  # the plan was made with those
+    turned = 0.0 if fixed.turned is None and _sized(fixed) else fixed.turned
+    chosen = asdict(replace(fixed, dims=None, planes=None, width=None, turned=turned))
     values = {name: value for name, value in chosen.items() if value is not None}
     if not values:
         return plan

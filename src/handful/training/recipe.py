@@ -46,7 +46,8 @@ class NetworkSettings:
 class PlanSettings:
     """What a recipe fixes of the plan; None leaves it to the data. See ``data.plan.Plan`` for the fields.
 
-    ``planes`` is their number, 1 or 3. A recipe that fixes patch, spacing or mirrors has one unless it says otherwise.
+    ``planes`` is their number, 1 or 3. A recipe that fixes patch, spacing or mirrors has one, and turns nothing beyond
+    ``augment.rotation_degrees``, unless it says otherwise.
     ``width`` is the channels of the U-Net's finest level, doubled at each; fewer make a faster step.
     """
 
@@ -57,6 +58,7 @@ class PlanSettings:
     spacing_mm: tuple[float | None, float | None, float | None] | None = None
     batch: int | None = None
     mirror: tuple[bool, ...] | None = None
+    turned: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -199,6 +199,7 @@ def sources(
             batch=plan.batch,
             classes=len(plan.label_values),
             mirror=plan.mirror,
+            turned=plan.turned,
             augment=recipe.augment,
             sampling=recipe.sampling,
             device=device,

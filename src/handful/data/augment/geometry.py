@@ -52,6 +52,7 @@ def sample_geometry(
     patch: Sequence[int],
     spacing_mm: Sequence[float],
     mirror: Sequence[bool],
+    turned: float = 0.0,
     generator: torch.Generator,
 ) -> Geometry:
     """Draw the geometry of a batch.
@@ -62,6 +63,7 @@ def sample_geometry(
         patch: output size along each axis.
         spacing_mm: voxel length along the same axes; rotation and scale happen in millimetres.
         mirror: whether each axis may be mirrored.
+        turned: share of the rotations that go beyond ``rotation_degrees``, evenly up to half a turn either way.
         generator: on the CPU; the number of values taken from it does not depend on the settings' probabilities.
     """
     dims = len(patch)
@@ -81,9 +83,9 @@ def sample_geometry(
     spacing = torch.tensor([float(length) for length in spacing_mm])
 
     planes = list(combinations(range(dims), 2))
-    limit = math.radians(settings.rotation_degrees)
     turnable = torch.tensor([bool(fine[a] & fine[b]) for a, b in planes])
-    angles = uniform(-limit, limit, len(planes)) * (happens(settings.p_rotation)[:, None] & turnable)
+    angles = _angles(uniform(-1, 1, len(planes)), math.radians(settings.rotation_degrees), turned)
+    angles = angles * (happens(settings.p_rotation)[:, None] & turnable)
     size = uniform(math.log(settings.scale[0]), math.log(settings.scale[1])).exp()
     size = torch.where(happens(settings.p_scale)[:, None] & fine, size[:, None], 1.0)
     in_mm = rotation(angles, dims) / size[:, None, :]
@@ -288,6 +290,14 @@ def sampling_grid(points: Tensor, patch: Sequence[int], source: Sequence[int]) -
     sizes = points.new_tensor([float(size) for size in source])
     centre = points.new_tensor([(size - wanted) // 2 + wanted / 2 for size, wanted in zip(source, patch)])
     return torch.addcmul((2 * centre / sizes - 1), points, 2 / sizes).flip(-1)
+
+
+def _angles(even: Tensor, limit: float, turned: float) -> Tensor:
+    """Map numbers drawn evenly from [-1, 1] to angles in radians: a share ``turned`` of them beyond ``limit``."""
+    near = 1 - turned
+    within = even.abs() * limit / near if near else torch.zeros_like(even)
+    beyond = limit + (even.abs() - near) * (math.pi - limit) / turned if turned else within
+    return even.sign() * torch.where(even.abs() <= near, within, beyond)
 
 
 def _knots(
