@@ -127,7 +127,7 @@ def test_a_level_that_is_not_there_is_refused() -> None:
 
 def test_the_recipe_of_its_name_comes_with_it() -> None:
     recipe = resolve("auto", default_steps=100)
-    before, then = recipe.stages()
+    before, _, then = recipe.stages()
     assert then.name == "auto"
     assert before is None or before.name == recipe.as_dict()["pretrain"]["name"]
 

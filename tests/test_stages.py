@@ -53,7 +53,7 @@ def test_the_stages_share_the_steps_and_each_has_one(steps: int, share: float) -
     recipe = resolve(
         "supervised", assignments=[f"loop.steps={steps}", "pretrain.name=pcl", f"pretrain.share={share}"]
     )
-    before, then = recipe.stages()
+    before, _, then = recipe.stages()
     assert before is not None
     lengths = before.loop.steps, then.loop.steps
     assert None not in lengths
@@ -65,7 +65,7 @@ def test_the_stages_share_the_time() -> None:
     recipe = resolve(
         "supervised", assignments=["loop.max_time_s=100", "pretrain.name=mae", "pretrain.share=0.2"]
     )
-    before, then = recipe.stages()
+    before, _, then = recipe.stages()
     assert before is not None
     assert (before.name, before.loop.max_time_s, then.loop.max_time_s) == ("mae", 20, 80)
     assert then.method == recipe.method
@@ -76,7 +76,7 @@ def test_settings_beside_the_name_are_the_methods_own() -> None:
     recipe = resolve(
         "supervised", assignments=["pretrain.name=pcl", "pretrain.temperature=0.2"], default_steps=10
     )
-    before, _ = recipe.stages()
+    before, _, _ = recipe.stages()
     assert before is not None
     assert before.method.temperature == 0.2
     assert recipe.as_dict()["pretrain"]["temperature"] == 0.2

@@ -296,7 +296,8 @@ def _pretrain_seconds(folder: StudyFolder, unit: Unit) -> float | None:
     """Return what the pre-training of a run took, also where other runs share it."""
     ran = read_json(folder.run(unit) / "manifest.json")
     if unit.arm.pretrain is None:
-        return float(ran.get("pretrain_seconds", 0.0))  # a method may pre-train inside its run
+        # a method may pre-train, and teach itself, inside its run
+        return float(ran.get("pretrain_seconds", 0.0)) + float(ran.get("teach_seconds", 0.0))
     init = ran["init"]
     manifest = Path(init["run"]) / "manifest.json" if init else None
     if manifest is None or not manifest.is_file():

@@ -50,6 +50,7 @@ class RunFolder:
         self.weights = path / "weights.safetensors"
         self.synthetic = path / "synthetic.safetensors"
         self.pretrain = path / "pretrain"
+        self.teacher = path / "teacher"
         self.snapshots = path / "snapshots"
         self.loggers = path / "loggers.json"
         self.tensorboard = path / "tensorboard"
@@ -159,8 +160,9 @@ class RunFolder:
             name.unlink(missing_ok=True)
         # MLflow and W&B keep runs apart by themselves; TensorBoard would draw two in one
         shutil.rmtree(self.tensorboard, ignore_errors=True)
-        if self.pretrain.is_dir():
-            RunFolder(self.pretrain).clear()
+        for part in (self.pretrain, self.teacher):
+            if part.is_dir():
+                RunFolder(part).clear()
         predictions = self.path / "predictions"
         if predictions.is_dir():
             for file in (*predictions.glob("*.nii.gz"), *predictions.glob("*.dcm")):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from handful import settings as settings_
 from handful.artefacts import read_yaml
@@ -81,6 +81,35 @@ class FirstStage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """A first training of the same method, whose predictions of whole unlabelled volumes the second learns as labels.
+
+    Attributes:
+        share: of the run's steps, or of its time, that the first training takes; labelling comes on top.
+        volumes: at most so many are labelled, drawn by the seed.
+        draws: share of the labelled patches that come from them.
+    """
+
+    share: float = 0.5  # ours
+    volumes: int = 128  # ours
+    draws: float = 0.5  # ours
+
+    def __post_init__(self) -> None:
+        if not (0 < self.share < 1 and 0 < self.draws < 1):
+            raise UsageError("teach.share and teach.draws are shares between 0 and 1.")
+        if self.volumes < 1:
+            raise UsageError("teach.volumes must be 1 or more; teach=null leaves the teacher out.")
+
+
+class Stages(NamedTuple):
+    """The recipes of a run's parts, which share its length; None where there is no such part."""
+
+    pretrain: "Recipe | None"
+    teach: "Recipe | None"
+    train: "Recipe"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Method and settings.
 
@@ -93,6 +122,7 @@ class Recipe:
         network: which network.
         plan: what is fixed of the plan.
         pretrain: what comes first, or None.
+        teach: the training that labels unlabelled volumes for this one, or None.
     """
 
     name: str
@@ -103,6 +133,7 @@ class Recipe:
     network: NetworkSettings
     plan: PlanSettings
     pretrain: FirstStage | None = None
+    teach: Teaching | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, as written to ``recipe.yaml``."""
@@ -110,38 +141,41 @@ class Recipe:
             "name": self.name,
             **{part: settings_.as_dict(getattr(self, part)) for part in PARTS},
             "pretrain": self.pretrain and self.pretrain.as_dict(),
+            "teach": self.teach and settings_.as_dict(self.teach),
         }
 
-    def stages(self) -> tuple["Recipe | None", "Recipe"]:
-        """Return the recipe of the pre-training, if there is one, and of the training, which share the length."""
-        first = self.pretrain
-        if first is None:
-            return None, self
+    def stages(self) -> Stages:
+        """Return the recipes of the pre-training and of the teacher, if there are any, and of the training.
+
+        Raises:
+            UsageError: a length that cannot be shared out: epochs, or fewer steps than parts.
+        """
+        rest, before, teacher = self, None, None
+        if (first := self.pretrain) is not None:
+            early, late = rest._parted(first.share)
+            loop = replace(
+                LoopSettings(**early), rows=self.loop.rows, checkpoint_every_s=self.loop.checkpoint_every_s
+            )
+            before = replace(self, name=first.name, method=first.method, loop=loop, pretrain=None, teach=None)
+            rest = replace(rest, loop=replace(rest.loop, **late), pretrain=None)
+        if rest.teach is not None:
+            early, late = rest._parted(rest.teach.share)
+            teacher = replace(rest, loop=replace(rest.loop, **early), teach=None)
+            rest = replace(rest, loop=replace(rest.loop, **late), teach=None)
+        return Stages(before, teacher, rest)
+
+    def _parted(self, share: float) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the length of a first part and of what is left, as settings of the loop."""
         loop = self.loop
-        lengths: tuple[dict[str, Any], dict[str, Any]]
-        if loop.steps is not None:
-            count = min(max(round(loop.steps * first.share), 1), loop.steps - 1)
-            lengths = {"steps": count}, {"steps": loop.steps - count}
-        elif loop.max_time_s is not None:
-            lengths = (
-                {"max_time_s": loop.max_time_s * first.share},
-                {"max_time_s": loop.max_time_s * (1 - first.share)},
-            )
-        else:
-            raise UsageError(
-                "a run that starts with a pre-training shares its length with it: say --steps or --max-time, "
-                "not epochs, or leave the pre-training out (--set pretrain=null)."
-            )
-        before = replace(
-            self,
-            name=first.name,
-            method=first.method,
-            loop=replace(
-                LoopSettings(**lengths[0]), rows=loop.rows, checkpoint_every_s=loop.checkpoint_every_s
-            ),
-            pretrain=None,
+        if loop.steps is not None and loop.steps > 1:
+            count = min(max(round(loop.steps * share), 1), loop.steps - 1)
+            return {"steps": count}, {"steps": loop.steps - count}
+        if loop.max_time_s is not None:
+            return {"max_time_s": loop.max_time_s * share}, {"max_time_s": loop.max_time_s * (1 - share)}
+        raise UsageError(
+            "a run of several parts shares its length among them: say --steps or --max-time, not epochs, and a "
+            "step for each part at least, or leave the parts out (--set pretrain=null --set teach=null)."
         )
-        return before, replace(self, loop=replace(loop, **lengths[1]), pretrain=None)
 
 
 def resolve(
@@ -162,7 +196,7 @@ def resolve(
     """
     values: dict[str, Any] = read_yaml(file) if file else {}
     if "handful" in values:  # the recipe.yaml of a run also says on which cases; those are chosen anew
-        values = {key: values[key] for key in ("name", *PARTS, "pretrain") if key in values}
+        values = {key: values[key] for key in ("name", *PARTS, "pretrain", "teach") if key in values}
     written = values.pop("name", None)
     if name and written and name != written:
         raise UsageError(
@@ -192,21 +226,23 @@ def resolve(
     parts = {}
     where = f"recipe {file}" if file else "--set"
     pretrain = _first_stage(values.pop("pretrain", None), where=where)
+    teach = _teaching(values.pop("teach", None), where=where)
     for key in values:
         if key not in kinds:
             inside = [
                 f"{part}.{f.name}" for part, kind in kinds.items() if is_dataclass(kind) for f in fields(kind)
             ]
             found = next((path for path in inside if path.endswith(f".{key}")), None)
-            hint = f"did you mean '{found}'?" if found else nearest(key, [*kinds, "pretrain"])
+            hint = f"did you mean '{found}'?" if found else nearest(key, [*kinds, "pretrain", "teach"])
             raise UsageError(f"{where}: unknown setting '{key}'; {hint}")
     for key, kind in kinds.items():
         parts[key] = settings_.build(kind, values.get(key) or {}, where=where)
-    if pretrain is not None and module.METHOD.kind != "train":
-        raise UsageError(
-            f"{where}: 'pretrain' is a stage before a training; '{name}' is a pre-training itself."
-        )
-    return Recipe(name=name, **parts, pretrain=pretrain)
+    for part, what in (("pretrain", pretrain), ("teach", teach)):
+        if what is not None and module.METHOD.kind != "train":
+            raise UsageError(
+                f"{where}: '{part}' is a stage before a training; '{name}' is a pre-training itself."
+            )
+    return Recipe(name=name, **parts, pretrain=pretrain, teach=teach)
 
 
 def shipped(name: str) -> Path | None:
@@ -246,6 +282,15 @@ def _first_stage(values: Any, *, where: str) -> FirstStage | None:
         share=float(share),
         method=settings_.build(module.Settings, own, where=f"{where}, pretrain"),
     )
+
+
+def _teaching(values: Any, *, where: str) -> Teaching | None:
+    """Build the teacher's section; null, or a share of null, leaves it out."""
+    if values is None or (isinstance(values, Mapping) and values.get("share", 0) is None):
+        return None
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{where}: 'teach' holds settings, for example teach.share=0.5, or is null.")
+    return settings_.build(Teaching, values, where=f"{where}, teach")
 
 
 def length_of(steps: int | None, max_time: str | None) -> dict[str, Any]:

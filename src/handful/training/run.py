@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from handful.training.loop import Progress, fit
 from handful.training.record import asked_of, is_finished, manifest_of, now, weights_header
 from handful.training.settle import settle
 from handful.training.stage import Stage
-from handful.training.stages import first_stage
+from handful.training.stages import first_stage, teacher_stage
 from handful.training.start import build_method, checkup_of, eaten, sources, start_from
 from handful.training.synthetic import with_synthetic
+from handful.training.teaching import seconds_of, taught_cases, with_taught
 from handful.training.watch import draw_progress, watch
 
 
@@ -273,20 +275,8 @@ def run_stage(
             folder.say(f"{out} holds this run, finished; nothing to do. --overwrite trains it again.")
             return
         plan = _begin(stage, folder, asked) if first else None
-        if (before := first_stage(stage, folder)) is not None:
-            what, length = before.recipe.name, "steps" if before.recipe.loop.steps else "s"
-            many = before.recipe.loop.steps or before.recipe.loop.max_time_s
-            folder.say(f"stage 1 of 2: pre-training with {what}, {many:g} {length}, in {folder.pretrain}")
-            run_stage(
-                before,
-                folder.pretrain,
-                overwrite=overwrite,
-                quiet=quiet,
-                loggers=loggers,
-                report=report,
-            )
-            folder.say(f"stage 2 of 2: training with {stage.recipe.name} from there")
-            stage = replace(stage, init=folder.pretrain)
+        follow = partial(run_stage, overwrite=overwrite, quiet=quiet, loggers=loggers, report=report)
+        stage = _earlier_stages(stage, folder, follow)
         if first:
             write_json(folder.manifest, manifest_of(stage, asked["data"]["hash"]))
         with started(
@@ -303,6 +293,39 @@ def run_stage(
             fabric.barrier()  # whoever goes on finds the weights
         if first:
             _finish(stage, folder, parameters)
+
+
+def _earlier_stages(stage: Stage, folder: RunFolder, follow: Callable[[Stage, Path], None]) -> Stage:
+    """Run what comes before the training itself; return the training that goes on from there."""
+    if stage.recipe.teach is not None and not stage.selection.unlabelled:
+        stage = replace(
+            stage, recipe=replace(stage.recipe, teach=None)
+        )  # nothing to teach: one long training
+    many = len([part for part in stage.recipe.stages() if part is not None])
+    number = 1
+    if (before := first_stage(stage, folder)) is not None:
+        name = before.recipe.name
+        folder.say(f"stage 1 of {many}: pre-training with {name}, {_length(before)}, in {folder.pretrain}")
+        follow(before, folder.pretrain)
+        stage = replace(stage, init=folder.pretrain)
+        number += 1
+    if (teacher := teacher_stage(stage, folder)) is not None:
+        name = teacher.recipe.name
+        folder.say(
+            f"stage {number} of {many}: a teacher with {name}, {_length(teacher)}, in {folder.teacher}"
+        )
+        follow(teacher, folder.teacher)
+        stage = replace(stage, taught=taught_cases(stage, folder))
+        number += 1
+    if many > 1:
+        begin = " from there" if before is not None and teacher is None else ""
+        folder.say(f"stage {number} of {many}: training with {stage.recipe.name}{begin}")
+    return stage
+
+
+def _length(stage: Stage) -> str:
+    loop = stage.recipe.loop
+    return f"{loop.steps} steps" if loop.steps else f"{loop.max_time_s:g} s"
 
 
 def _decide(stage: Stage, folder: RunFolder | None = None) -> Plan:
@@ -352,6 +375,8 @@ def _finish(stage: Stage, folder: RunFolder, parameters: int) -> None:
     }
     if stage.recipe.pretrain is not None:
         manifest["pretrain_seconds"] = read_json(folder.pretrain / "manifest.json")["seconds"]
+    if stage.taught:
+        manifest["teach_seconds"] = seconds_of(folder)
     write_json(folder.manifest, manifest)
     folder.synthetic.unlink(missing_ok=True)
     folder.say(
@@ -363,7 +388,8 @@ def learn(
     stage: Stage, plan: Plan, folder: RunFolder, fabric: Fabric, look: Callable[[Progress], None]
 ) -> tuple[dict[str, nn.Module], dict[str, Any], int]:
     """Load the cases, build the method and train it; return its parts, their architecture, its parameters' number."""
-    cases = [*stage.selection.labelled, *stage.unlabelled]
+    taught = {case.name: case for case in stage.taught}
+    cases = [*stage.selection.labelled, *(taught.get(case.name, case) for case in stage.unlabelled)]
     loaded = load_cases(cases, plan, folder=folder.path, device=stage.device, sharing=stage.processes.devices)
     count, world = len(stage.selection.labelled), stage.processes.world
     several = f" on each of {world} processes" if world > 1 else ""
@@ -377,19 +403,23 @@ def learn(
         for line in start_from(stage, method, plan):
             folder.say(line)
 
-    loop = stage.recipe.stages()[1].loop
+    loop = stage.recipe.stages().train.loop
     method, architecture = build_method(
         stage.recipe, plan, stage.seed, start=None if stage.init is None else start
     )
     labelled: Sequence[StoredCase] = loaded.cases[:count]
+    others = [replace(case, label=None, foreground=()) for case in loaded.cases[count:]]
     if method.kind == "train" and stage.recipe.sampling.synthetic:
         labelled = with_synthetic(
-            labelled, loaded.cases[count:], settings=stage.recipe.sampling, loop=loop,
+            labelled, others, settings=stage.recipe.sampling, loop=loop,
             classes=len(plan.label_values), seed=stage.seed, folder=folder, fabric=fabric,
         )  # fmt: skip
+    if stage.recipe.teach is not None:
+        learned = [case for case in loaded.cases[count:] if case.name in taught]
+        labelled = with_taught(labelled, learned, share=stage.recipe.teach.draws)
     # a pre-training may compare positions along the slice axis: it sees one
     planes = plan.planes if method.kind == "train" else plan.planes[:1]
-    labelled, unlabelled = in_planes(labelled, planes), in_planes(loaded.cases[count:], planes)
+    labelled, unlabelled = in_planes(labelled, planes), in_planes(others, planes)
     source = sources(
         stage.recipe,
         plan,

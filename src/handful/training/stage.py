@@ -33,6 +33,7 @@ class Stage:
         device: where to compute.
         precision: Lightning's name of one.
         plan: a file to follow; None makes a plan from the cases that train.
+        taught: unlabelled cases with labels that a teacher predicted (training.teaching).
         init: a run whose weights this one starts from.
         adapt_channels: whether its first convolution may be spread over another number of input channels.
         partial_init: whether less than 99 % of the tensors may match.
@@ -54,6 +55,7 @@ class Stage:
     device: torch.device
     precision: str
     plan: Path | None = None
+    taught: tuple[Case, ...] = ()
     init: Path | None = None
     adapt_channels: bool = False
     partial_init: bool = False
@@ -95,15 +97,17 @@ class Stage:
 
     @property
     def unlabelled(self) -> tuple[Case, ...]:
-        """The cases without labels that the method learns from."""
-        return tuple(self.selection.unlabelled) if self.method.needs.unlabelled else ()
+        """The cases without labels that are learned from."""
+        learned = self.method.needs.unlabelled or self.recipe.teach is not None
+        return tuple(self.selection.unlabelled) if learned else ()
 
     def describe(self) -> str:
         """Return for example ``supervised: 2 labelled and 8 unlabelled cases (which it does not use), 4 held out``."""
         labelled, unlabelled, test = (
             len(cases) for cases in (self.selection.labelled, self.selection.unlabelled, self.selection.test)
         )
-        unused = "" if self.method.needs.unlabelled else " (which it does not use)"
+        unused = "" if self.method.needs.unlabelled or self.recipe.teach else " (which it does not use)"
         first = f" after {self.recipe.pretrain.name}" if self.recipe.pretrain else ""
-        cases = f"{labelled} labelled and {unlabelled} unlabelled cases{unused}, {test} held out"
+        taught = f", {len(self.taught)} of them with a teacher's labels" if self.taught else ""
+        cases = f"{labelled} labelled and {unlabelled} unlabelled cases{unused}{taught}, {test} held out"
         return f"{self.recipe.name}{first}: {cases}"
