@@ -113,6 +113,12 @@ def test_mirroring_is_off_because_two_mirrors_are_a_half_turn() -> None:
     assert torch.equal(made(2).batch(always).image, made(2).batch(still(2)).image)
 
 
+def test_a_plan_that_turns_all_the_way_round_is_not_followed() -> None:
+    augment = replace(STILL, p_rotation=1.0, rotation_degrees=10.0)
+    upright, around = (replace(still(2), augment=augment, turned=share) for share in (0.0, 1.0))
+    assert torch.equal(made(2).batch(around).image, made(2).batch(upright).image)
+
+
 def test_an_augmentation_that_turns_as_far_is_refused() -> None:
     with pytest.raises(UsageError, match="below 45"):
         made(2).batch(replace(still(2), augment=AugmentSettings(rotation_degrees=180)))

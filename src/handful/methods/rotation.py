@@ -131,9 +131,9 @@ class Rotation(Method):
         self.settings = settings
 
     def batch(self, source: Source) -> Batch:
-        """Draw square or cubic patches, never mirrored, and turn them.
+        """Draw square or cubic patches, never mirrored nor turned all the way round, and turn them.
 
-        Mirroring along two axes is a half turn, so it is off here whatever the plan allows.
+        Mirroring along two axes is a half turn, so both are off here whatever the plan allows.
 
         Raises:
             UsageError: the augmentation itself turns so far that the turn cannot be told.
@@ -151,7 +151,7 @@ class Rotation(Method):
         spacing = cases[0].spacing_mm[3 - dims :] if cases else (1.0,) * dims
         axes, side = turning_axes(source.patch, spacing_mm=spacing, stride=self.stride)
         patch = tuple(side if axis in axes else length for axis, length in enumerate(source.patch))
-        source = replace(source, patch=patch, mirror=(False,) * dims)
+        source = replace(source, patch=patch, mirror=(False,) * dims, turned=0.0)
         image = source.view(source.draw_any(self.settings.batch)).image
         possible = [
             number
