@@ -19,6 +19,9 @@ LABELS = "4"
 PRETRAINING = "pcl"
 """Cheap, and it needs no label."""
 
+PRETRAINING_SHARE = 0.25
+"""Of the second run, which is longer by as much: both train the same number of steps on labels."""
+
 STEPS = 300
 """Enough for every structure of the phantom to appear, in minutes on two cores."""
 
@@ -28,7 +31,9 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the data set and the runs.")] = Path(
         "demo"
     ),
-    steps: Annotated[int, typer.Option(min=1, help="Length of each training.")] = STEPS,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Steps of each training, a pre-training not counted.")
+    ] = STEPS,
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,
@@ -47,7 +52,11 @@ def demo(
         "supervised": "and nothing else: the control",
         "auto": "and on all images: a pre-training without labels, then labelled cases in the shapes of others",
     }
-    settings = {"supervised": (), "auto": (f"pretrain.name={PRETRAINING}",)}
+    settings = {
+        "supervised": (),
+        "auto": (f"pretrain.name={PRETRAINING}", f"pretrain.share={PRETRAINING_SHARE}"),
+    }
+    lengths = {"supervised": steps, "auto": round(steps / (1 - PRETRAINING_SHARE))}
     number = 0
 
     def step(what: str, command: str) -> None:
@@ -71,7 +80,7 @@ def demo(
     for method, run in arms.items():
         step(
             f"Training on {LABELS} labelled cases {why[method]}",
-            f"handful train {data} --labels {LABELS} --method {method} --steps {steps} --out {run}"
+            f"handful train {data} --labels {LABELS} --method {method} --steps {lengths[method]} --out {run}"
             + "".join(f" --set {setting}" for setting in settings[method]),
         )
         with training_progress(quiet=quiet) as watch:
@@ -80,7 +89,7 @@ def demo(
                 run,
                 labels=LABELS,
                 method=method,
-                steps=steps,
+                steps=lengths[method],
                 set_=settings[method],
                 report=watch,
                 **common,
