@@ -1,11 +1,6 @@
 """Laws of a run in two stages: one length, one plan, one resumable command, and no label where none belongs."""
 
-import json
-import os
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -19,14 +14,9 @@ from handful.errors import UsageError
 from handful.networks.weights import read_metadata
 from handful.training.recipe import resolve
 from handful.training.run import pretrain, train
+from interrupted import killed_at
 
 SETTINGS = ("pretrain.name=pcl", "pretrain.share=0.4", "loop.checkpoint_every_s=0", "loop.rows=10000")
-
-SCRIPT = """
-import json, sys
-from handful.training.run import train
-train(**json.loads(sys.argv[1]))
-"""
 
 
 def arguments(data: Path, out: Path, *, steps: int) -> dict[str, object]:
@@ -168,17 +158,7 @@ def test_killed_in_either_stage_it_ends_with_the_same_bits(
     stage: str, phantom_folder: Path, tmp_path: Path, whole: Path
 ) -> None:
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, json.dumps(arguments(phantom_folder, out, steps=10))],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    metrics, deadline = out / stage / "metrics.jsonl", time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed_at(out / stage / "metrics.jsonl", arguments(phantom_folder, out, steps=10))
     train(**arguments(phantom_folder, out, steps=10))  # type: ignore[arg-type]
     mine, theirs = weights(out), weights(whole)
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)

@@ -1,12 +1,6 @@
 """Laws of a teacher inside a run: one length, one resumable command, and no hidden label looked at."""
 
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -16,21 +10,15 @@ import torch
 from safetensors.torch import load_file
 
 from handful.artefacts import read_json, read_yaml
-from handful.data.sampling import StoredCase
+from handful.data.sampling import StoredCase, sharing_draws
 from handful.errors import UsageError
 from handful.inference.predict import predict
 from handful.networks.weights import read_metadata
 from handful.training.recipe import resolve
 from handful.training.run import train
-from handful.training.teaching import with_taught
+from interrupted import killed_at
 
 SETTINGS = ("teach.share=0.4", "teach.volumes=3", "loop.checkpoint_every_s=0", "loop.rows=10000")
-
-SCRIPT = """
-import json, sys
-from handful.training.run import train
-train(**json.loads(sys.argv[1]))
-"""
 
 
 def arguments(data: Path, out: Path, *, steps: int = 10) -> dict[str, object]:
@@ -113,14 +101,14 @@ def test_taught_cases_take_their_share_of_the_draws(real: int, taught: int, shar
         return [StoredCase(f"{name}{i}", np.zeros(1), None, (), (1, 1, 1)) for i in range(count)]
 
     known, learned = cases("real", real), cases("taught", taught)
-    drawn = with_taught(known, learned, share=share)
+    drawn = sharing_draws(known, learned, share=share)
     count = sum(case.name.startswith("taught") for case in drawn)
     assert count == taught, "each once"
     repeats = (len(drawn) - count) / real
     assert repeats == int(repeats) >= 1, "the labelled ones alike"
     wanted = taught * (1 - share) / share / real
     assert abs(repeats - max(wanted, 1)) <= 0.5, "as near to the share as whole repeats come"
-    assert with_taught(known, [], share=share) == known
+    assert sharing_draws(known, [], share=share) == known
 
 
 def test_the_teacher_is_a_run_of_its_own(phantom_folder: Path, tmp_path: Path, whole: Path) -> None:
@@ -169,17 +157,7 @@ def test_killed_in_either_part_it_ends_with_the_same_bits(
     part: str, phantom_folder: Path, tmp_path: Path, whole: Path
 ) -> None:
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, json.dumps(arguments(phantom_folder, out))],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    metrics, deadline = out / part / "metrics.jsonl", time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed_at(out / part / "metrics.jsonl", arguments(phantom_folder, out))
     train(**arguments(phantom_folder, out))  # type: ignore[arg-type]
     assert same_bits(out, whole)
 

@@ -78,6 +78,14 @@ class StoredCase:
     spacing_mm: tuple[float, float, float]
 
 
+def sharing_draws(
+    labelled: Sequence[StoredCase], made: Sequence[StoredCase], *, share: float
+) -> list[StoredCase]:
+    """Return the labelled cases, repeated so that the made ones, appended, take about ``share`` of even draws."""
+    repeats = max(1, round(len(made) * (1 - share) / share / len(labelled)))
+    return [*labelled] * repeats + [*made]
+
+
 def foreground_voxels(
     label: np.ndarray, classes: int, *, keep: int = FOREGROUND_VOXELS_KEPT
 ) -> tuple[np.ndarray, ...]:

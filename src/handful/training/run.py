@@ -12,7 +12,7 @@ from torch import nn
 from handful.artefacts import read_json, write_json, write_yaml
 from handful.data.plan import Plan, explain
 from handful.data.planes import in_planes
-from handful.data.sampling import StoredCase
+from handful.data.sampling import StoredCase, sharing_draws
 from handful.data.splits import write_splits
 from handful.data.store import load_cases
 from handful.errors import HandfulError
@@ -30,7 +30,7 @@ from handful.training.stage import Stage
 from handful.training.stages import first_stage, teacher_stage
 from handful.training.start import build_method, checkup_of, eaten, sources, start_from
 from handful.training.synthetic import with_synthetic
-from handful.training.teaching import seconds_of, taught_cases, with_taught
+from handful.training.teaching import seconds_of, taught_cases
 from handful.training.watch import draw_progress, watch
 
 
@@ -298,9 +298,8 @@ def run_stage(
 def _earlier_stages(stage: Stage, folder: RunFolder, follow: Callable[[Stage, Path], None]) -> Stage:
     """Run what comes before the training itself; return the training that goes on from there."""
     if stage.recipe.teach is not None and not stage.selection.unlabelled:
-        stage = replace(
-            stage, recipe=replace(stage.recipe, teach=None)
-        )  # nothing to teach: one long training
+        # nothing to teach: one training of the whole length
+        stage = replace(stage, recipe=replace(stage.recipe, teach=None))
     many = len([part for part in stage.recipe.stages() if part is not None])
     number = 1
     if (before := first_stage(stage, folder)) is not None:
@@ -416,7 +415,7 @@ def learn(
         )  # fmt: skip
     if stage.recipe.teach is not None:
         learned = [case for case in loaded.cases[count:] if case.name in taught]
-        labelled = with_taught(labelled, learned, share=stage.recipe.teach.draws)
+        labelled = sharing_draws(labelled, learned, share=stage.recipe.teach.draws)
     # a pre-training may compare positions along the slice axis: it sees one
     planes = plan.planes if method.kind == "train" else plan.planes[:1]
     labelled, unlabelled = in_planes(labelled, planes), in_planes(others, planes)

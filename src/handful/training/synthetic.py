@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 
 from handful.artefacts import atomic_path
-from handful.data.sampling import SamplingSettings, StoredCase, foreground_voxels
+from handful.data.sampling import SamplingSettings, StoredCase, foreground_voxels, sharing_draws
 from handful.data.synthetic import choose_pairs, synthetic_cases
 from handful.training.folder import RunFolder
 from handful.training.loop import LoopSettings
@@ -72,9 +72,7 @@ def with_synthetic(
         )
         for name in names
     ]
-    share = settings.synthetic_share
-    repeats = max(1, round(len(made) * (1 - share) / share / len(labelled)))
-    return [*labelled] * repeats + made
+    return sharing_draws(labelled, made, share=settings.synthetic_share)
 
 
 def _count(settings: SamplingSettings, loop: LoopSettings) -> int:

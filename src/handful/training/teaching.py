@@ -10,14 +10,12 @@ References:
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from handful.artefacts import read_json
 from handful.data.cases import Case
-from handful.data.sampling import StoredCase
 from handful.inference.predict import RECORD, predict
 from handful.training.folder import RunFolder
 from handful.training.stage import Stage
@@ -57,16 +55,6 @@ def seconds_of(folder: RunFolder) -> float:
     entries = read_json(folder.teacher / "predictions" / RECORD)["cases"]
     trained = float(read_json(folder.teacher / "manifest.json")["seconds"])
     return trained + sum(float(entry.get("seconds", 0.0)) for entry in entries)
-
-
-def with_taught(
-    labelled: Sequence[StoredCase], taught: Sequence[StoredCase], *, share: float
-) -> list[StoredCase]:
-    """Return the labelled cases, repeated so that the taught ones, appended, take their share of the draws."""
-    if not taught:
-        return list(labelled)
-    repeats = max(1, round(len(taught) * (1 - share) / share / len(labelled)))
-    return [*labelled] * repeats + [*taught]
 
 
 def _labelled(folder: RunFolder) -> set[str]:
