@@ -49,7 +49,7 @@ class Cell:
 GRID = {
     "hippocampus-2": Cell("Task04_Hippocampus", "2", "40", 5, 2000, 0.833, "benchmark", 1),
     "hippocampus-10": Cell("Task04_Hippocampus", "10", "40", 3, 3000, 0.861, "benchmark", 1),
-    "hippocampus-20": Cell("Task04_Hippocampus", "20", "40", 3, 2000, 0.845, "benchmark", 1),
+    "hippocampus-20": Cell("Task04_Hippocampus", "20", "40", 3, 3000, 0.845, "benchmark", 1),
     "acdc-3p": Cell("ACDC", "3p", "20p", 5, 2000, 0.827),
     "oasis-2": Cell("OASIS_Subcortical", "2", "5", 3, 400),
     "oasis-5": Cell("OASIS_Subcortical", "5", "5", 3, 400),

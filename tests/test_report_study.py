@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from handful.artefacts import read_json, write_json
+from handful.artefacts import read_json, read_yaml, write_json, write_yaml
 from handful.cli.main import main
 from handful.data.discover import open_dataset
 from handful.data.fingerprint import make_fingerprint
@@ -115,6 +115,12 @@ def test_every_number_of_the_tables_is_on_the_page(page: Path, study: Path) -> N
         "2.13.0",
     ):
         assert part in text
+
+
+def test_it_says_on_how_many_draws_methods_were_scored(study: Path, page: Path) -> None:
+    """A run that failed leaves its method fewer."""
+    assert "2 to 3 draws of labels" in read(page).text
+    assert "2 to 3 draws of labels" in (study / "report.md").read_text()
 
 
 def test_every_drawing_has_words_and_a_table_beside_it(page: Path) -> None:
@@ -317,6 +323,16 @@ def test_an_unfinished_study_says_how_far_it_is_and_what_to_do(copy: Path) -> No
     assert "3 of 18 runs are finished" in str(caught.value)
     assert "goes on where it stopped" in str(caught.value)
     assert sorted(copy.rglob("*")) == before
+
+
+def test_runs_are_counted_by_the_draws_of_each_budget(copy: Path) -> None:
+    (copy / "scores.csv").unlink()
+    asked = read_yaml(copy / "study.yaml")
+    write_yaml(copy / "study.yaml", {**asked, "draws": [3, 1]})
+    (copy / "runs" / "2" / "draw0" / "pcl").mkdir(parents=True)
+    (copy / "runs" / "2" / "draw0" / "pcl" / "recipe.yaml").touch()
+    with pytest.raises(UsageError, match="0 of 12 runs are finished"):
+        write_study_report(copy)
 
 
 def test_a_study_without_a_single_result_says_why(tmp_path: Path) -> None:

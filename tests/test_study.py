@@ -442,6 +442,8 @@ def test_a_process_that_dies_is_a_run_that_failed(
         ({"set_": ("loop.lrr=1",)}, "unknown setting 'lrr'; did you mean 'lr'"),
         ({"set_": ("plc:loop.lr=1",)}, "did you mean 'pcl'"),
         ({"draws": 0}, "at least one draw"),
+        ({"draws": "2,2,2"}, "there are 1 budget"),
+        ({"draws": "few"}, "a whole number, or one for each budget"),
         ({"jobs": 0}, "--jobs"),
         ({"test": "100%"}, "leave a patient"),
     ],

@@ -13,7 +13,7 @@ from handful.errors import DataError
 from handful.studies.arms import Lengths, assignments_for, parse_arms
 from handful.studies.blind import Blind, write_blind
 from handful.studies.folder import OUTCOME, StudyFolder
-from handful.studies.grid import Asked, Unit, make_units
+from handful.studies.grid import Asked, Unit, draws_of, make_units
 from handful.studies.leakage import refuse_shared_patients
 from handful.studies.plans import IMAGES, make_plans, same_start
 from handful.studies.schedule import make_tasks
@@ -22,7 +22,7 @@ from handful.training.decisions import decide_plan
 
 ASKED = Asked(
     methods=("supervised", "pcl", "supervised_pretrain", "pcl+mean_teacher"),
-    labels=("1", "2"), draws=2, test=None, lengths=Lengths(steps=5, pretrain_steps=7), seed=3,
+    labels=("1", "2"), draws=(2, 2), test=None, lengths=Lengths(steps=5, pretrain_steps=7), seed=3,
     settings=("loop.rows=4", "pcl:loop.lr=0.5"), snapshots=2, patients=None, precision="32-true",
 )  # fmt: skip
 
@@ -46,6 +46,23 @@ def made(
     return folder, make_plans(
         folder, units, blind, device="cpu", lengths=ASKED.lengths, settings=ASKED.settings
     )
+
+
+def test_each_budget_has_its_own_number_of_draws(phantom_folder: Path) -> None:
+    asked = replace(ASKED, draws=draws_of("3,1", ASKED.labels))
+    units = make_units(asked, make_splits(open_dataset(phantom_folder), seed=3, draws=3))
+    cells = list(dict.fromkeys((unit.budget, unit.draw) for unit in units))
+    assert cells == [("1", 0), ("1", 1), ("1", 2), ("2", 0)]
+    assert len(units) == len(cells) * len(asked.methods)
+    assert asked.as_dict()["draws"] == [3, 1]
+    assert draws_of(asked.draws_asked, asked.labels) == asked.draws
+
+
+@pytest.mark.parametrize("draws", [2, "2", [2], "2,2", (2, 2)], ids=str)
+def test_one_number_of_draws_is_that_of_every_budget(draws: int | str | list[int]) -> None:
+    assert draws_of(draws, ASKED.labels) == ASKED.draws
+    assert ASKED.as_dict()["draws"] == 2
+    assert ASKED.draws_asked == "2"
 
 
 def tasks_of(folder: Path, units: tuple[Unit, ...], blind: Blind, plans: dict[str, Plan]) -> dict[str, Task]:

@@ -40,7 +40,12 @@ def study(
     labels: Annotated[
         str, typer.Option(metavar="SPECS", help="Budgets, comma between: 2,5%,20 or 3p,10p or @file.")
     ],
-    draws: Annotated[int, typer.Option(min=1, help="Draws of labels for each budget, nested.")] = 3,
+    draws: Annotated[
+        str,
+        typer.Option(
+            metavar="NUMBERS", help="Draws of labels for each budget, nested: 3, or 5,3,3 for three budgets."
+        ),
+    ] = "3",
     test: Test = None,
     steps: Steps = None,
     max_time: MaxTime = None,

@@ -132,7 +132,7 @@ def _title(study: Study) -> dict[str, str]:
     return {
         "dataset": str(data.get("name") or study.folder.resolve().name),
         "what": f"{count(others, 'method')} beside the control, {count(len(study.budgets), 'budget')}, "
-        f"{count(study.draws, 'draw')} of labels, {count(len(_test_cases(study)), 'test case')}",
+        f"{study.draws} of labels, {count(len(_test_cases(study)), 'test case')}",
     }
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from handful.artefacts import read_json, read_yaml
 from handful.errors import DataError, UsageError
 from handful.report.evidence import listing, mapping
+from handful.report.words import count
 
 CONTROL = "supervised"
 """The method every other is compared with: labels only."""
@@ -83,9 +84,10 @@ class Study:
         return list(dict.fromkeys(str(row["class"]) for row in self.scores))
 
     @property
-    def draws(self) -> int:
-        """Return the largest number of draws that any method was scored on."""
-        return max((int(row["draws"]) for row in self.summary), default=0)
+    def draws(self) -> str:
+        """Return on how many draws methods were scored: ``1 draw``, or ``3 to 5 draws`` where budgets differ."""
+        numbers = sorted({int(row["draws"]) for row in self.summary}) or [0]
+        return count(numbers[0], "draw") if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]} draws"
 
     def labelled(self, budget: str) -> float:
         """Return how many labelled cases a budget is; a mean where draws of patients differ in their cases."""
@@ -235,4 +237,7 @@ def _so_far(folder: Path) -> str:
 
 
 def _product(methods: Iterable[Any], labels: Iterable[Any], draws: Any) -> int:
-    return len({*methods, CONTROL}) * len(list(labels)) * draws if isinstance(draws, int) and methods else 0
+    budgets = list(labels)
+    each = [draws] * len(budgets) if isinstance(draws, int) else listing(draws)
+    cells = sum(number for number in each if isinstance(number, int))
+    return len({*methods, CONTROL}) * cells if methods else 0

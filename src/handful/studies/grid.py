@@ -17,7 +17,7 @@ class Asked:
     Attributes:
         methods: names of the arms, the control first.
         labels: budgets as the user wrote them.
-        draws: draws of labels for each budget.
+        draws: how many draws of labels each budget has, in the order of ``labels``.
         test: cases held out besides those the data set holds out itself.
         lengths: of the runs and of the pre-trainings.
         seed: of the split; run ``draw`` has seed + draw.
@@ -29,7 +29,7 @@ class Asked:
 
     methods: tuple[str, ...]
     labels: tuple[str, ...]
-    draws: int
+    draws: tuple[int, ...]
     test: str | None
     lengths: Lengths
     seed: int
@@ -46,7 +46,13 @@ class Asked:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, as written to ``study.yaml``."""
         values = asdict(self)
-        return {**{key: value for key, value in values.items() if key != "lengths"}, **values["lengths"]}
+        lengths = values.pop("lengths")
+        return {**values, "draws": list(self.draws) if "," in self.draws_asked else self.draws[0], **lengths}
+
+    @property
+    def draws_asked(self) -> str:
+        """The draws as ``--draws`` takes them: ``3``, or ``5,3,3`` where budgets differ."""
+        return ",".join(map(str, self.draws)) if len({*self.draws}) > 1 else str(self.draws[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +89,9 @@ def make_units(asked: Asked, splits: Splits) -> tuple[Unit, ...]:
         UsageError: a budget that the data cannot give, or two that would be one folder.
     """
     units = []
-    for budget in asked.labels:
+    for budget, wanted in zip(asked.labels, asked.draws, strict=True):
         # a list of names is the same cases whatever the draw
-        draws = 1 if parse_budget(budget).kind == "listed" else asked.draws
+        draws = 1 if parse_budget(budget).kind == "listed" else wanted
         for draw in range(draws):
             count = len(splits.select(budget, draw).labelled)
             units += [Unit(arm=arm, budget=budget, draw=draw, n_labelled=count) for arm in asked.arms]
@@ -100,10 +106,10 @@ def check(asked: Asked) -> None:
     """
     if not asked.labels:
         raise UsageError("name at least one budget of labels: --labels 2,5%,20.")
-    if asked.draws < 1 or asked.snapshots < 0 or asked.seed < 0:
+    if min(asked.draws) < 1 or asked.snapshots < 0 or asked.seed < 0:
         raise UsageError(
-            f"--draws {asked.draws} --snapshots {asked.snapshots} --seed {asked.seed}: there is at least one draw, "
-            "the others are 0 or more."
+            f"--draws {asked.draws_asked} --snapshots {asked.snapshots} --seed {asked.seed}: there is at least one "
+            "draw, the others are 0 or more."
         )
     names: dict[str, str] = {}
     for budget in asked.labels:
@@ -131,6 +137,29 @@ def folder_name(budget: str) -> str:
         ('5pct', 'first five')
     """
     return Path(budget[1:]).stem if budget.startswith("@") else budget.replace("%", "pct")
+
+
+def draws_of(draws: int | str | Sequence[int], labels: Sequence[str]) -> tuple[int, ...]:
+    """Return how many draws each budget has: one number is for all of them.
+
+    Raises:
+        UsageError: no whole numbers, or neither one nor as many as there are budgets.
+
+    Example:
+        >>> draws_of(3, ("1", "10")), draws_of("5,3", ("1", "10"))
+        ((3, 3), (5, 3))
+    """
+    parts = draws.split(",") if isinstance(draws, str) else [draws] if isinstance(draws, int) else draws
+    try:
+        numbers = tuple(int(part) for part in parts)
+    except ValueError:
+        raise UsageError(f"--draws {draws}: write a whole number, or one for each budget: 5,3,3.") from None
+    if len(numbers) not in (1, len(labels)):
+        raise UsageError(
+            f"--draws {','.join(map(str, numbers))}: there are {len(labels)} budget(s), {','.join(labels)}; give one "
+            "number for all, or one for each."
+        )
+    return numbers * len(labels) if len(numbers) == 1 else numbers
 
 
 def split_list(text: str | Sequence[str]) -> tuple[str, ...]:

@@ -232,7 +232,7 @@ def _command(asked: Asked) -> str:
     options: list[tuple[str, Any]] = [
         ("--methods", ",".join(asked.methods)),
         ("--labels", ",".join(asked.labels)),
-        ("--draws", asked.draws),
+        ("--draws", asked.draws_asked),
         ("--test", asked.test),
         ("--steps", lengths.steps),
         ("--max-time", lengths.max_time),

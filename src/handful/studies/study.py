@@ -14,7 +14,7 @@ from handful.studies.arms import CONTROL, Lengths, parse_arms
 from handful.studies.blind import open_unread, write_blind
 from handful.studies.cluster import check_cluster, on_cluster
 from handful.studies.folder import StudyFolder
-from handful.studies.grid import Asked, Unit, check, make_units, split_list
+from handful.studies.grid import Asked, Unit, check, draws_of, make_units, split_list
 from handful.studies.leakage import refuse_copies, refuse_shared_patients
 from handful.studies.pace import Pace, Watcher
 from handful.studies.plans import make_plans
@@ -38,7 +38,7 @@ def study(
     *,
     methods: str | Sequence[str],
     labels: str | Sequence[str],
-    draws: int = 3,
+    draws: int | str | Sequence[int] = 3,
     test: str | None = None,
     steps: int | None = None,
     max_time: str | None = None,
@@ -71,7 +71,8 @@ def study(
         methods: names as of ``handful methods``, a list or ``"a,b"``. A pre-training means that it comes before the
             control's training; ``a+b`` means pre-training ``a`` before training ``b``.
         labels: budgets, a list or ``"2,5%,20"``.
-        draws: of labels for each budget; the smaller budgets are nested in the larger.
+        draws: of labels for each budget, one number or one for each (``"5,3,3"``); the smaller budgets of a draw are
+            nested in the larger.
         test: cases to hold out (``40``, ``20p``, ``20%``, ``@file``), besides those the data set holds out itself.
         steps, max_time: length of each run, see ``train``.
         pretrain_steps: of each pre-training; None: as long as a run.
@@ -113,11 +114,11 @@ def study(
         raise UsageError("--cluster-set is for jobs of a --cluster.")
     options = check_cluster(cluster, cluster_set, device=device, precision=precision) if cluster else {}
     where = torch.device(device) if cluster else choose_device(device)
-    named = split_list(methods)
+    named, budgets = split_list(methods), split_list(labels)
     asked = Asked(
         methods=tuple(arm.name for arm in parse_arms(named)),
-        labels=split_list(labels),
-        draws=draws,
+        labels=budgets,
+        draws=draws_of(draws, budgets),
         test=test,
         lengths=Lengths(steps=steps, max_time=max_time, pretrain_steps=pretrain_steps),
         seed=seed,
@@ -128,7 +129,7 @@ def study(
     )
     check(asked)
     dataset = open_unread(data, patients=patients)
-    splits = make_splits(dataset, test=test, seed=seed, draws=draws)
+    splits = make_splits(dataset, test=test, seed=seed, draws=max(asked.draws))
     if not splits.test:
         raise UsageError("a study needs cases to test on: hold some out with --test 20%.")
     units = make_units(asked, splits)
@@ -170,9 +171,10 @@ def study(
 
 def describe(asked: Asked, units: Sequence[Unit], splits: Splits) -> list[str]:
     """Return in words what a study would do."""
+    each = "" if "," in asked.draws_asked else " each"
     lines = [
         f"{len(units)} runs: {len(asked.arms)} methods ({', '.join(arm.name for arm in asked.arms)}) at "
-        f"{len(asked.labels)} budgets, {asked.draws} draws each; tested on {len(splits.test)} cases of "
+        f"{len(asked.labels)} budgets, {asked.draws_asked} draws{each}; tested on {len(splits.test)} cases of "
         f"{len({splits.dataset.case(name).patient for name in splits.test})} patients, opened after the last run."
     ]
     for budget in asked.labels:
