@@ -56,19 +56,35 @@ GRID = {
     "development-2": Cell("Task04_Hippocampus", "2", "20", 4, 2000, None, "development"),
     "development-oasis-2": Cell("OASIS_Subcortical", "2", "5", 2, 400, None, "development"),
     "development-acdc-3p": Cell("ACDC", "3p", "20p", 2, 1200, None, "development"),
+    "development-2-images": Cell("Task04_Hippocampus", "2", "20", 4, 1500, None, "development and images"),
     "development-10": Cell("Task04_Hippocampus", "10", "20", 2, 2000, None, "development"),
 }
 
 
 def part_of(folder: Path, part: str, out: Path) -> Path:
-    """Return the data set, or a manifest of its development cases or of all others."""
+    """Return the data set, or a manifest of a part of it.
+
+    Args:
+        folder: of the data set.
+        part: ``all``; ``development``, its development cases; ``benchmark``, all others; ``development and images``,
+            the development cases, and without their labels the others that the benchmark does not test on.
+        out: manifests are written here.
+    """
     if part == "all":
         return folder
     dataset = open_dataset(folder)
     count, held_out = DEVELOPMENT[folder.name]
     test = make_splits(dataset, test=count, seed=0).test
     development = {case.name for case in dataset.cases if (case.name in test) == held_out}
-    manifest = out / f"{dataset.name}_{part}" / f"{part}.csv"
+    taken = {case.name for case in dataset.cases if (case.name in development) == (part != "benchmark")}
+    images = set[str]()
+    if part == "development and images":
+        cell = next(cell for cell in GRID.values() if (cell.folder, cell.part) == (folder.name, "benchmark"))
+        benchmark = open_dataset(part_of(folder, "benchmark", out))
+        tested = make_splits(benchmark, test=cell.test, seed=cell.seed).test
+        images = {case.name for case in benchmark.cases} - set(tested)
+    name = part.replace(" ", "_")
+    manifest = out / f"{dataset.name}_{name}" / f"{name}.csv"
     manifest.parent.mkdir(parents=True, exist_ok=True)
     declared = {
         "labels": {"background": 0, **{name: value for value, name in dataset.label_names.items() if value}},
@@ -79,8 +95,9 @@ def part_of(folder: Path, part: str, out: Path) -> Path:
         rows = csv.writer(file)
         rows.writerow(["case", "patient", "image", "label"])
         for case in dataset.cases:
-            if (case.name in development) == (part == "development"):
-                rows.writerow([case.name, case.patient, case.images[0].resolve(), case.label.resolve()])
+            if case.name in taken | images:
+                label = case.label.resolve() if case.name in taken else ""
+                rows.writerow([case.name, case.patient, case.images[0].resolve(), label])
     return manifest
 
 

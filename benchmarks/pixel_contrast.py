@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from handful.losses import pixel_contrast, streamed
+from marked import MarkedPage
 
 TEMPERATURE = 0.1
 WAYS = ("exact", "tiles", "inside", "matrix", "block 16", "stride 4", "bfloat16")
@@ -44,7 +45,6 @@ QUICK = 3
 MATRIX_LIMIT = 16_384
 # beyond this, only what is to be shown about memory
 LONG = 65_536
-BEGIN, END = "<!-- pixel contrast: written by its benchmark -->", "<!-- pixel contrast: end -->"
 
 
 def matrix_form(z: Tensor, labels: Tensor) -> Tensor:
@@ -203,16 +203,13 @@ def main() -> None:
     if asked.one:
         print(json.dumps(measure(*asked.one, device=asked.device, threads=asked.threads)))
         return
-    page = asked.into.read_text() if asked.into else f"{BEGIN}{END}"
-    if BEGIN not in page or END not in page:
-        parser.error(f"{asked.into} has no place for the table: it needs the lines {BEGIN!r} and {END!r}.")
+    page = MarkedPage(asked.into, "pixel contrast") if asked.into else None
     lines = []
     for line in table(asked):
         print(line, flush=True)
         lines.append(line)
-    if asked.into:
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-        asked.into.write_text("\n".join((before + BEGIN, "", *lines, "", END + after)))
+    if page:
+        page.replace(lines)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from handful.metrics.scores import SCORED, ClassScore, score_case
 from handful.metrics.summary import summarise
 from handful.studies.grid import folder_name
 from handful.training.run import train
+from marked import MarkedPage
 
 LABELS, DRAWS, STEPS, POINTS = "3", 3, 150, 6
 PHANTOM = {
@@ -49,7 +50,6 @@ WAYS = {
     "handful": (),
     "usual": ("loop.schedule=constant", "loop.ema_horizon=0"),
 }
-BEGIN, END = "<!-- protocol traps: written by its benchmark -->", "<!-- protocol traps: end -->"
 
 
 @dataclass(frozen=True)
@@ -272,18 +272,15 @@ def main() -> None:
     asked = parser.parse_args()
     if (asked.study is None) != (asked.data is None):
         parser.error("--study and --data belong together: the predictions and their references.")
-    page = asked.into.read_text() if asked.into else f"{BEGIN}{END}"
-    if BEGIN not in page or END not in page:
-        parser.error(f"{asked.into} has no place for the table: it needs the lines {BEGIN!r} and {END!r}.")
+    page = MarkedPage(asked.into, "protocol traps") if asked.into else None
     with tempfile.TemporaryDirectory() as folder:
         table = study_table(asked.study, asked.data) if asked.study else phantom_table(Path(folder))
         lines = []
         for line in table:
             print(line, flush=True)
             lines.append(line)
-    if asked.into:
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-        asked.into.write_text("\n".join((before + BEGIN, "", *lines, "", END + after)))
+    if page:
+        page.replace(lines)
 
 
 if __name__ == "__main__":

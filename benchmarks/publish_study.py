@@ -1,0 +1,76 @@
+"""Copy what of a finished study may be shared into a folder, and its table and figure into a page.
+
+    python benchmarks/publish_study.py STUDY studies/hippocampus [--into README.md]
+
+Shared are the question, the splits, the tables, the audit log, each plan, one recipe of each method, and the page
+without slices: no image, no label map, no weights, no path of this machine. ``--into`` writes the answer, the table and
+the figure between the lines ``<!-- study: written by its benchmark -->`` and ``<!-- study: end -->``.
+"""
+
+import argparse
+import os
+import re
+import shutil
+from pathlib import Path
+
+from handful.artefacts import read_yaml, write_yaml
+from handful.report.study import write_study_report
+from handful.report.study_files import read_study
+from handful.report.study_markdown import markdown
+from marked import MarkedPage
+
+TABLES = ("scores.csv", "runs.csv", "summary.csv", "comparisons.csv", "saved.csv")
+RECORDS = ("study.yaml", "splits.json", "cases.json", "summary.json", "audit.jsonl")
+OF_ONE_RUN = ("labelled", "unlabelled", "validation", "test", "init", "draw", "labels", "data")
+"""Parts of a recipe that splits.json and study.yaml tell for all runs."""
+
+ABSOLUTE = re.compile(r"""(?:^|[\s"'@=])(/\w[\w.-]*/[^\s"']*)""", re.MULTILINE)
+
+
+def publish(study: Path, folder: Path) -> Path:
+    """Copy, then write the page anew from nothing but the copies; return the page.
+
+    Raises:
+        ValueError: a file names a place on this machine.
+    """
+    found = read_study(study)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (*TABLES, *RECORDS):
+        shutil.copyfile(study / name, folder / name)
+    for plan in sorted(study.glob("plans/*/plan.yaml")):
+        copy = folder / "plans" / f"{plan.parent.name}.yaml"
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(plan, copy)
+    for path in sorted(
+        [*study.glob("runs/*/draw*/*/recipe.yaml"), *study.glob("pretrained/*/*/recipe.yaml")]
+    ):
+        recipe = {key: value for key, value in read_yaml(path).items() if key not in OF_ONE_RUN}
+        copy = folder / "recipes" / f"{recipe['name']}.yaml"
+        if not copy.exists():
+            write_yaml(copy, recipe, comment="Without what differs from run to run.")
+    for path in sorted(folder.rglob("*.*")):
+        if path.suffix in (".csv", ".json", ".jsonl", ".yaml") and (hit := ABSOLUTE.search(path.read_text())):
+            raise ValueError(
+                f"{path} names {hit[1]}, a place on this machine; give relative paths to the study."
+            )
+    print(f"{len(found.runs)} runs; {sum(path.is_file() for path in folder.rglob('*'))} files in {folder}")
+    return write_study_report(folder, images=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--into", type=Path, help="a page that shows the table and the figure")
+    asked = parser.parse_args()
+    page = MarkedPage(asked.into, "study") if asked.into else None
+    publish(asked.study, asked.folder)
+    if page:
+        figure = os.path.relpath(asked.folder / "figure.svg", page.path.parent)
+        page.replace(markdown(read_study(asked.folder), figure=figure).rstrip("\n").split("\n"))
+
+
+if __name__ == "__main__":
+    main()
