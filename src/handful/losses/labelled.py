@@ -7,7 +7,7 @@ of the patch is told to be it with odds multiplied by the weight. So the balance
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -24,6 +24,17 @@ class Weights(Protocol):
     def dice_weight(self) -> float: ...
     @property
     def cross_entropy_weight(self) -> float: ...
+
+
+class Form(Protocol):
+    """What the settings of a method with published forms say of the loss."""
+
+    @property
+    def balance(self) -> float: ...
+    @property
+    def squared_dice(self) -> bool: ...
+    @property
+    def dice_background(self) -> bool: ...
 
 
 class LabelledTerms(NamedTuple):
@@ -62,6 +73,13 @@ def dice_and_fading_cross_entropy(
     )
 
 
+def labelled_loss(form: Form, progress: float) -> Both:
+    """Return ``dice_and_fading_cross_entropy`` in the form that a method's settings ask for."""
+    return dice_and_fading_cross_entropy(
+        form.balance, progress, squared=form.squared_dice, include_background=form.dice_background
+    )
+
+
 def labelled_terms(both: Tensor, weights: Weights) -> LabelledTerms:
     """Name the two, (2,), and weigh them."""
     dice, entropy = both
@@ -69,6 +87,13 @@ def labelled_terms(both: Tensor, weights: Weights) -> LabelledTerms:
         {"dice_loss": weights.dice_weight * dice, "cross_entropy": weights.cross_entropy_weight * entropy},
         {"dice_loss": dice.detach(), "cross_entropy": entropy.detach()},
     )
+
+
+def one_or_both(both: Tensor, which: Literal["dice", "cross_entropy", "both"]) -> Tensor:
+    """Return the first of the two, (2,), the second, or their sum."""
+    dice, entropy = both
+    chosen: Tensor = {"dice": dice, "cross_entropy": entropy, "both": dice + entropy}[which]
+    return chosen
 
 
 def weighted(both: Tensor, weights: Weights) -> Tensor:

@@ -26,7 +26,7 @@ from handful.data.connected import find_pieces
 from handful.data.sampling import Crops, Source, View
 from handful.errors import UsageError
 from handful.losses.consistency import linear_ramp
-from handful.losses.labelled import dice_and_fading_cross_entropy, labelled_terms, weighted
+from handful.losses.labelled import labelled_loss, labelled_terms, weighted
 from handful.losses.mixing import box_masks, next_partner, paste
 from handful.losses.pseudo_label import pseudo_label
 from handful.losses.segmentation import deep_supervision
@@ -163,10 +163,7 @@ class BCP(Method):
         settings = self.settings
         images = [batch.image] if batch.plain is None else [batch.image, batch.plain]
         levels = deep_logits(self.network, *images, joint=settings.joint_norm)
-        both = dice_and_fading_cross_entropy(
-            settings.balance, progress, squared=settings.squared_dice,
-            include_background=settings.dice_background,
-        )  # fmt: skip
+        both = labelled_loss(settings, progress)
         terms, logs = labelled_terms(deep_supervision(levels[0], batch.label, both), settings)
         if batch.plain is not None:
             terms["plain"] = weighted(deep_supervision(levels[1], batch.plain_label, both), settings)

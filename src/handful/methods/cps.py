@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from handful.data.sampling import Source
 from handful.errors import UsageError
 from handful.losses.consistency import sigmoid_ramp
-from handful.losses.labelled import dice_and_fading_cross_entropy, labelled_terms, weighted
+from handful.losses.labelled import labelled_loss, labelled_terms, one_or_both, weighted
 from handful.losses.mixing import box_masks, next_partner, paste
 from handful.losses.pseudo_label import pseudo_label
 from handful.losses.segmentation import deep_supervision
@@ -134,10 +134,7 @@ class CPS(Method):
             levels = [
                 deep_logits(network, batch.image, others, joint=settings.joint_norm) for network in networks
             ]
-        both = dice_and_fading_cross_entropy(
-            settings.balance, progress, squared=settings.squared_dice,
-            include_background=settings.dice_background,
-        )  # fmt: skip
+        both = labelled_loss(settings, progress)
         first, second = (deep_supervision(own[0], batch.label, both) for own in levels)
         terms, logs = labelled_terms(first, settings)
         terms["second"] = weighted(second, settings)
@@ -146,7 +143,8 @@ class CPS(Method):
             said = [self._said(network, own, batch) for network, own in zip(networks, levels)]
             seen = [self._seen(own) for own in levels]
             first, second = (
-                self._pseudo(deep_supervision(own, label, both)) for own, label in zip(seen, reversed(said))
+                one_or_both(deep_supervision(own, label, both), settings.pseudo_loss)
+                for own, label in zip(seen, reversed(said))
             )
             pseudo = first + second
             weight = settings.pseudo_weight * sigmoid_ramp(progress, length=settings.ramp)
@@ -157,13 +155,6 @@ class CPS(Method):
     def exports(self) -> Mapping[str, nn.Module]:
         """The first network; the second is dropped."""
         return {"segmenter": self.network}
-
-    def _pseudo(self, both: Tensor) -> Tensor:
-        dice, entropy = both
-        chosen: Tensor = {"dice": dice, "cross_entropy": entropy, "both": dice + entropy}[
-            self.settings.pseudo_loss
-        ]
-        return chosen
 
     def _said(self, network: nn.Module, levels: Sequence[Sequence[Tensor]], batch: Batch) -> Tensor:
         """Return what a network says of all images that the other is to learn it of."""

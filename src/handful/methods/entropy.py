@@ -25,7 +25,7 @@ from handful.data.sampling import Source
 from handful.errors import UsageError
 from handful.losses.consistency import sigmoid_ramp
 from handful.losses.entropy import mean_entropy
-from handful.losses.labelled import dice_and_fading_cross_entropy, labelled_terms
+from handful.losses.labelled import labelled_loss, labelled_terms
 from handful.losses.segmentation import deep_supervision
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.deep import deep_logits_of_both
@@ -99,10 +99,7 @@ class Entropy(Method):
         levels, unlabelled = deep_logits_of_both(
             self.network, batch.image, batch.unlabelled, joint=settings.joint_norm
         )
-        both = dice_and_fading_cross_entropy(
-            settings.balance, progress, squared=settings.squared_dice,
-            include_background=settings.dice_background,
-        )  # fmt: skip
+        both = labelled_loss(settings, progress)
         terms, logs = labelled_terms(deep_supervision(levels, batch.label, both), settings)
         if unlabelled is not None:
             looked_at = torch.cat([levels[0], unlabelled]) if settings.labelled_too else unlabelled

@@ -23,7 +23,7 @@ from handful.batches import IGNORE
 from handful.data.sampling import Source
 from handful.errors import UsageError
 from handful.losses.consistency import sigmoid_ramp
-from handful.losses.labelled import Both, dice_and_fading_cross_entropy, labelled_terms
+from handful.losses.labelled import Both, labelled_loss, labelled_terms, one_or_both
 from handful.losses.mixing import box_masks, next_partner, paste
 from handful.losses.pseudo_label import pseudo_label
 from handful.losses.segmentation import deep_supervision
@@ -169,10 +169,7 @@ class FixMatch(Method):
             levels, strong = deep_logits(self.network, batch.image, batch.strong, joint=settings.joint_norm)
         else:
             levels, features, strong = self._disturbed(batch)
-        both = dice_and_fading_cross_entropy(
-            settings.balance, progress, squared=settings.squared_dice,
-            include_background=settings.dice_background,
-        )  # fmt: skip
+        both = labelled_loss(settings, progress)
         terms, logs = labelled_terms(deep_supervision(levels, batch.label, both), settings)
         if batch.weak is not None:
             judge = judged(self.network, batch.weak) if self.teacher is None else self.teacher(batch.weak)
@@ -227,10 +224,7 @@ class FixMatch(Method):
     def _pseudo(self, levels: Sequence[Tensor], label: Tensor, both: Both) -> Tensor:
         dice, entropy = deep_supervision(levels, label, both)
         entropy = entropy * (label != IGNORE).float().mean()  # of all pixels, not of those that count
-        chosen: Tensor = {"dice": dice, "cross_entropy": entropy, "both": dice + entropy}[
-            self.settings.pseudo_loss
-        ]
-        return chosen
+        return one_or_both(torch.stack([dice, entropy]), self.settings.pseudo_loss)
 
 
 METHOD = FixMatch

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from handful.data.sampling import Source
 from handful.errors import UsageError
 from handful.losses.consistency import sigmoid_ramp, squared_consistency
-from handful.losses.labelled import dice_and_fading_cross_entropy, labelled_terms
+from handful.losses.labelled import labelled_loss, labelled_terms
 from handful.losses.mixed_labels import mixed_supervision
 from handful.losses.mixing import mixing_weight, mixup, random_partner
 from handful.losses.segmentation import deep_supervision
@@ -157,10 +157,7 @@ class ICT(Method):
         if batch.student is not None:
             mixtures = mixed_pairs(batch.student, batch.share)
         levels, predicted = deep_logits_of_both(self.network, image, mixtures, joint=settings.joint_norm)
-        both = dice_and_fading_cross_entropy(
-            settings.balance, progress, squared=settings.squared_dice,
-            include_background=settings.dice_background,
-        )  # fmt: skip
+        both = labelled_loss(settings, progress)
         if batch.partner is None:
             segmentation = deep_supervision(levels, batch.label, both)
         else:

@@ -46,7 +46,7 @@ from handful.losses.anatomical import (
 )
 from handful.losses.embeddings import unit
 from handful.losses.equivariance import anatomy, warp_consistency
-from handful.losses.labelled import LabelledTerms, dice_and_fading_cross_entropy, labelled_terms
+from handful.losses.labelled import LabelledTerms, labelled_loss, labelled_terms
 from handful.losses.mixing import half_box_mask, next_partner, paste
 from handful.losses.neighbours import nearest_neighbours, pooled
 from handful.losses.processes import gathered, gathered_unequal
@@ -417,10 +417,7 @@ class MONA(Method):
     def _labelled(self, levels: list[Tensor], label: Tensor, progress: float) -> LabelledTerms:
         """Return Dice and cross entropy over the decoder levels, weighted and as they are."""
         settings = self.settings
-        both = dice_and_fading_cross_entropy(
-            settings.balance, progress, squared=settings.squared_dice,
-            include_background=settings.dice_background,
-        )  # fmt: skip
+        both = labelled_loss(settings, progress)
         return labelled_terms(deep_supervision(levels, label, both), settings)
 
     @torch.no_grad()

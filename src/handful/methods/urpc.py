@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from handful.data.sampling import Source
 from handful.errors import UsageError
 from handful.losses.consistency import sigmoid_ramp
-from handful.losses.labelled import dice_and_fading_cross_entropy, labelled_terms
+from handful.losses.labelled import labelled_loss, labelled_terms
 from handful.losses.pyramid import pyramid_consistency
 from handful.losses.segmentation import deep_supervision
 from handful.methods.contract import Method, Needs, StepOutput
@@ -140,10 +140,7 @@ class URPC(Method):
     def _segmentation(self, levels: list[Tensor], label: Tensor, progress: float) -> Tensor:
         """Return Dice loss and cross entropy, (2,), over the decoder levels."""
         settings = self.settings
-        both = dice_and_fading_cross_entropy(
-            settings.balance, progress, squared=settings.squared_dice,
-            include_background=settings.dice_background,
-        )  # fmt: skip
+        both = labelled_loss(settings, progress)
         if settings.supervision == "deep":
             return deep_supervision(levels, label, both)
         return torch.stack([both(level, label) for level in enlarged(levels)]).mean(0)
