@@ -9,11 +9,22 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from handful.studies.pace import Pace
     from handful.training.loop import Progress as Training
+
+
+class Watched(Protocol):
+    """Something whose share is done."""
+
+    @property
+    def fraction(self) -> float: ...
+
+
+W = TypeVar("W", bound=Watched)
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, how much of it is done, and how much there is (None: not known)."""
@@ -80,40 +91,23 @@ def progress(*, unit: str = "", quiet: bool = False) -> Iterator[Progress]:
         yield _lines(unit)
 
 
-@contextlib.contextmanager
-def training_progress(*, quiet: bool = False) -> Iterator[Callable[["Training"], None]]:
+def training_progress(*, quiet: bool = False) -> AbstractContextManager[Callable[["Training"], None]]:
     """Yield what ``train`` takes as ``report``: step, loss and time left, as a bar or as a line now and then."""
-    if quiet:
-        yield lambda training: None
-    elif sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as Bar
+    return _watched(_sentence, lambda training: training.fraction >= 1, quiet=quiet)
 
-        columns = (BarColumn(), TextColumn("{task.description}"))
-        with Bar(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty()) as bar:
-            task = bar.add_task("starting", total=1.0)
-            yield lambda training: bar.update(
-                task, completed=training.fraction, description=_sentence(training)
-            )
-    else:
-        last = 0.0
 
-        def report(training: "Training") -> None:
-            nonlocal last
-            now = time.monotonic()
-            if now - last >= LINE_SECONDS or training.fraction >= 1:
-                last = now
-                note(_sentence(training))
-
-        yield report
+def study_progress(*, quiet: bool = False) -> AbstractContextManager[Callable[["Pace"], None]]:
+    """Yield what ``study`` takes as ``report``: runs done and time left, as a bar or as a line now and then."""
+    return _watched(_runs, lambda pace: pace.finished + pace.failed, quiet=quiet)
 
 
 @contextlib.contextmanager
-def study_progress(*, quiet: bool = False) -> Iterator[Callable[["Pace"], None]]:
-    """Yield what ``study`` takes as ``report``: runs done and time left, as a bar or as a line now and then."""
+def _watched(
+    words: Callable[[W], str], passed: Callable[[W], object], *, quiet: bool
+) -> Iterator[Callable[[W], None]]:
+    """Yield a function to report to: a bar on a terminal; elsewhere a line now and then and when ``passed`` changes."""
     if quiet:
-        yield lambda pace: None
+        yield lambda watched: None
     elif sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn
@@ -122,16 +116,16 @@ def study_progress(*, quiet: bool = False) -> Iterator[Callable[["Pace"], None]]
         columns = (BarColumn(), TextColumn("{task.description}"))
         with Bar(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty()) as bar:
             task = bar.add_task("starting", total=1.0)
-            yield lambda pace: bar.update(task, completed=pace.fraction, description=_runs(pace))
+            yield lambda watched: bar.update(task, completed=watched.fraction, description=words(watched))
     else:
-        last, ended = -LINE_SECONDS, -1
+        last: tuple[float, object] | None = None
 
-        def report(pace: "Pace") -> None:
-            nonlocal last, ended
-            now, count = time.monotonic(), pace.finished + pace.failed
-            if count > ended or now - last >= LINE_SECONDS:
-                last, ended = now, count
-                note(_runs(pace))
+        def report(watched: W) -> None:
+            nonlocal last
+            now = time.monotonic(), passed(watched)
+            if last is None or now[1] != last[1] or now[0] - last[0] >= LINE_SECONDS:
+                last = now
+                note(words(watched))
 
         yield report
 
