@@ -1,7 +1,6 @@
 """Laws of synthetic cases: the label fits the image, nothing beyond the volume is claimed, a run makes them once."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from handful.data.preprocess import IGNORED_VOXEL
 from handful.data.sampling import SamplingSettings, StoredCase, foreground_voxels
-from handful.data.synthetic import choose_pairs, synthetic_cases, toned
+from handful.data.synthetic import choose_pairs, synthetic_cases
 from handful.errors import RunError, UsageError
 from handful.training import synthetic as training_synthetic
 from handful.training.loop import LoopSettings
@@ -83,41 +82,6 @@ def test_unknown_voxels_stay_unknown(other: StoredCase) -> None:
     half = StoredCase("half", known.image, label, foreground_voxels(label.numpy(), 3), known.spacing_mm)
     made = synthetic_cases(choose_pairs([half], [other], 1, seed=0), classes=3)[0]
     assert (made.label[:, :4, :] == IGNORED_VOXEL).float().mean() > 0.9
-
-
-def noise(seed: int) -> Tensor:
-    return torch.randn(2, 12, 16, 14, generator=torch.Generator().manual_seed(seed))
-
-
-def test_a_tone_is_coarse_and_leaves_the_details() -> None:
-    image, spacing = noise(0), (2.0, 1.0, 1.0)
-    ramp = torch.linspace(-1, 1, 14).expand_as(image)
-    everywhere = torch.ones(1, 12, 16, 14)
-    other = image + 3 + ramp
-    found = toned(image, other, inside=everywhere, sigma_mm=2.0, spacing_mm=spacing)
-    inner = (..., slice(4, -4))
-    torch.testing.assert_close(found[inner], other[inner], atol=0.02, rtol=0)
-    # an unrelated image of the same brightness hardly changes what is fine
-    found = toned(image, noise(1), inside=everywhere, sigma_mm=4.0, spacing_mm=spacing)
-    assert (found - image).std() < 0.1 * image.std()
-    # the shorter the length, the more is taken over
-    found = toned(image, noise(1), inside=everywhere, sigma_mm=0.1, spacing_mm=spacing)
-    torch.testing.assert_close(found, noise(1))
-
-
-def test_no_tone_comes_from_padding() -> None:
-    image, inside = noise(0), torch.ones(1, 12, 16, 14)
-    inside[..., 9:] = 0
-    other = torch.where(inside > 0, image + 1, 1000.0)
-    found = toned(image, other, inside=inside, sigma_mm=3.0, spacing_mm=(1.0, 1.0, 1.0))
-    torch.testing.assert_close(found, image + inside)
-
-
-def test_a_tone_changes_the_image_and_not_the_label(other: StoredCase) -> None:
-    pairs = choose_pairs([ball("known")], [replace(other, image=other.image + 5)], 1, seed=0)
-    plain, brighter = (synthetic_cases(pairs, classes=3, tone_mm=tone)[0] for tone in (None, 8.0))
-    torch.testing.assert_close(brighter.label[:, :, :], plain.label[:, :, :])
-    assert float((brighter.image - plain.image).mean()) == pytest.approx(5, abs=0.3)
 
 
 def test_a_structure_that_is_lost_fails_the_pair(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,16 +157,10 @@ def test_no_registration_begins_when_the_time_is_over() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ("sampling.synthetic=-1", "synthetic_share"),
-        ("sampling.synthetic_share=1", "synthetic_share"),
-        ("sampling.foreground=2", "synthetic_share"),
-        ("sampling.synthetic_tone_mm=0", "a length above 0"),
-    ],
+    "setting", ["sampling.synthetic=-1", "sampling.synthetic_share=1", "sampling.foreground=2"]
 )
-def test_settings_out_of_range_are_refused(setting: str, words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+def test_settings_out_of_range_are_refused(setting: str) -> None:
+    with pytest.raises(UsageError, match="synthetic_share"):
         resolve("supervised", assignments=[setting], default_steps=10)
 
 

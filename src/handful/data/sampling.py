@@ -34,14 +34,12 @@ class SamplingSettings:
             (``data.synthetic``), at most; 0: none.
         synthetic_steps: in a run of few steps, one volume for so many of them; 0: ``synthetic`` whatever its length.
         synthetic_share: of the labelled draws that go to them.
-        synthetic_tone_mm: they take the coarse brightness of the others too (``data.synthetic.toned``); None: not.
     """
 
     foreground: float = 1 / 3
     synthetic: int = 0
     synthetic_steps: int = 0
     synthetic_share: float = 0.5
-    synthetic_tone_mm: float | None = None
 
     def __post_init__(self) -> None:
         counts = self.synthetic, self.synthetic_steps
@@ -49,10 +47,6 @@ class SamplingSettings:
             raise UsageError(
                 "sampling: foreground lies in [0, 1], synthetic_share in (0, 1), synthetic and synthetic_steps are 0 "
                 f"or more, found {self.foreground}, {self.synthetic_share} and {counts}."
-            )
-        if self.synthetic_tone_mm is not None and not self.synthetic_tone_mm > 0:
-            raise UsageError(
-                f"sampling: synthetic_tone_mm is a length above 0, or null for none, found {self.synthetic_tone_mm}."
             )
 
 

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from handful.data.preprocess import IGNORED_VOXEL
@@ -67,9 +66,7 @@ def choose_pairs(
     return chosen
 
 
-def synthetic_cases(
-    pairs: Sequence[Pair], *, classes: int, tone_mm: float | None = None, seconds: float = math.inf
-) -> list[StoredCase]:
+def synthetic_cases(pairs: Sequence[Pair], *, classes: int, seconds: float = math.inf) -> list[StoredCase]:
     """Register each pair and return the labelled case in the other's shape, where that succeeded.
 
     A pair fails where the two do not look more alike afterwards, or a structure shrank or grew beyond
@@ -78,8 +75,6 @@ def synthetic_cases(
     Args:
         pairs: of ``choose_pairs``; their centres are laid on each other first.
         classes: K, background included.
-        tone_mm: images take the other's brightness too, where it changes over this length or longer (``toned``);
-            None: not at all.
         seconds: after so many no further registrations begin.
 
     Returns:
@@ -96,33 +91,12 @@ def synthetic_cases(
                 break
             batch.append(pair)
             size = wider
-        made += _moved(batch, size, classes, tone_mm)
+        made += _moved(batch, size, classes)
         done += len(batch)
     return made
 
 
-def toned(
-    image: Tensor, other: Tensor, *, inside: Tensor, sigma_mm: float, spacing_mm: Sequence[float]
-) -> Tensor:
-    """Return an image with the coarse brightness of another: what they differ by, smoothed, is added.
-
-    The finer details, and so the borders that a label follows, stay the image's own. The shorter the length, the more
-    of the other is taken over, up to all of it.
-
-    Args:
-        image, other: (C, D, H, W).
-        inside: (1, D, H, W) 1 where ``other`` is known, 0 where it was padded: there nothing is taken over.
-        sigma_mm: deviation of the Gaussian that smooths.
-        spacing_mm: of the voxels.
-    """
-    sigma = (0.0, *(sigma_mm / side for side in spacing_mm))
-    smooth = [gaussian_filter(x.cpu().numpy(), sigma) for x in ((other - image) * inside, inside)]
-    return image + inside * torch.from_numpy(smooth[0] / np.maximum(smooth[1], 1e-3)).to(image)
-
-
-def _moved(
-    pairs: Sequence[Pair], size: tuple[int, int, int], classes: int, tone_mm: float | None
-) -> list[StoredCase]:
+def _moved(pairs: Sequence[Pair], size: tuple[int, int, int], classes: int) -> list[StoredCase]:
     every = (slice(None),) * 4
     moving = torch.stack([_fitted(pair.moving.image[every].float(), size) for pair in pairs])
     fixed = torch.stack([_fitted(pair.fixed.image[every].float(), size) for pair in pairs])
@@ -146,16 +120,11 @@ def _moved(
         if after[index] <= before[index] or not all(KEPT_VOLUME[0] <= r <= KEPT_VOLUME[1] for r in ratio):
             continue
         box = _middle(tuple(pair.fixed.image.shape[1:]), size)
-        seen = image[index]
-        if tone_mm is not None:
-            seen = toned(
-                seen, fixed[index], inside=inside[index], sigma_mm=tone_mm, spacing_mm=pair.fixed.spacing_mm
-            )
         own = moved[index][box].contiguous()
         kept.append(
             StoredCase(
                 f"{pair.moving.name} as {pair.fixed.name}",
-                seen[(slice(None), *box)].to(pair.fixed.image[every].dtype).contiguous(),
+                image[index][(slice(None), *box)].to(pair.fixed.image[every].dtype).contiguous(),
                 own,
                 foreground_voxels(own.cpu().numpy(), classes),
                 pair.fixed.spacing_mm,

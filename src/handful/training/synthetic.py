@@ -52,7 +52,7 @@ def with_synthetic(
         began = time.monotonic()
         folder.say(f"giving {len(labelled)} labelled cases the shapes of others, {len(pairs)} times")
         seconds = TIME_SHARE * loop.max_time_s if loop.max_time_s else math.inf
-        made = synthetic_cases(pairs, classes=classes, tone_mm=settings.synthetic_tone_mm, seconds=seconds)
+        made = synthetic_cases(pairs, classes=classes, seconds=seconds)
         folder.say(
             f"made {len(made)} of {len(pairs)} in {time.monotonic() - began:.0f} s; they take "
             f"{settings.synthetic_share:.0%} of the labelled draws"
