@@ -46,8 +46,7 @@ def publish(study: Path, folder: Path) -> Path:
     ):
         recipe = {key: value for key, value in read_yaml(path).items() if key not in OF_ONE_RUN}
         copy = folder / "recipes" / f"{recipe['name']}.yaml"
-        if not copy.exists():
-            write_yaml(copy, recipe, comment="Without what differs from run to run.")
+        write_yaml(copy, recipe, comment="Without what differs from run to run.")
     for path in sorted(folder.rglob("*.*")):
         if path.suffix in (".csv", ".json", ".jsonl", ".yaml") and (hit := ABSOLUTE.search(path.read_text())):
             raise ValueError(
