@@ -197,19 +197,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--large", action="store_true", help="up to 262,144 pixels: minutes on a CPU")
-    parser.add_argument("--into", type=Path, help="a page whose table is to be replaced")
+    parser.add_argument(
+        "--into",
+        type=lambda path: MarkedPage(Path(path), "pixel contrast"),
+        help="a page whose table is to be replaced",
+    )
     parser.add_argument("--one", nargs=2, metavar=("CASE", "WAY"), help="measure one row, as JSON")
     asked = parser.parse_args()
     if asked.one:
         print(json.dumps(measure(*asked.one, device=asked.device, threads=asked.threads)))
         return
-    page = MarkedPage(asked.into, "pixel contrast") if asked.into else None
     lines = []
     for line in table(asked):
         print(line, flush=True)
         lines.append(line)
-    if page:
-        page.replace(lines)
+    if asked.into:
+        asked.into.replace(lines)
 
 
 if __name__ == "__main__":

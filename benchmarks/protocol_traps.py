@@ -266,21 +266,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--into", type=Path, help="a page whose table is to be replaced")
+    parser.add_argument(
+        "--into",
+        type=lambda path: MarkedPage(Path(path), "protocol traps"),
+        help="a page whose table is to be replaced",
+    )
     parser.add_argument("--study", type=Path, help="a finished study, instead of training on the phantom")
     parser.add_argument("--data", type=Path, help="the data set of the study")
     asked = parser.parse_args()
     if (asked.study is None) != (asked.data is None):
         parser.error("--study and --data belong together: the predictions and their references.")
-    page = MarkedPage(asked.into, "protocol traps") if asked.into else None
     with tempfile.TemporaryDirectory() as folder:
         table = study_table(asked.study, asked.data) if asked.study else phantom_table(Path(folder))
         lines = []
         for line in table:
             print(line, flush=True)
             lines.append(line)
-    if page:
-        page.replace(lines)
+    if asked.into:
+        asked.into.replace(lines)
 
 
 if __name__ == "__main__":

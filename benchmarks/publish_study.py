@@ -62,13 +62,16 @@ def main() -> None:
     )
     parser.add_argument("study", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--into", type=Path, help="a page that shows the table and the figure")
+    parser.add_argument(
+        "--into",
+        type=lambda path: MarkedPage(Path(path), "study"),
+        help="a page that shows the table and the figure",
+    )
     asked = parser.parse_args()
-    page = MarkedPage(asked.into, "study") if asked.into else None
     publish(asked.study, asked.folder)
-    if page:
-        figure = os.path.relpath(asked.folder / "figure.svg", page.path.parent)
-        page.replace(markdown(read_study(asked.folder), figure=figure).rstrip("\n").split("\n"))
+    if asked.into:
+        figure = os.path.relpath(asked.folder / "figure.svg", asked.into.path.parent)
+        asked.into.replace(markdown(read_study(asked.folder), figure=figure).rstrip("\n").split("\n"))
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def _content(study: Study, *, images: bool) -> dict[str, Any]:
         "warnings": section("warnings", warnings) or [],
         "budgets": [budget_words(study, budget) for budget in study.budgets],
         "methods": [name_of(method) for method in study.methods],
-        "draws": study.draws,
+        "draws": study.draws_words,
         "several": len(study.budgets) > 1,
         "efficiency": section("label efficiency", lambda s: _figure(study_figures.efficiency, s)),
         "results": section("results", study_tables.results),
@@ -132,7 +132,7 @@ def _title(study: Study) -> dict[str, str]:
     return {
         "dataset": str(data.get("name") or study.folder.resolve().name),
         "what": f"{count(others, 'method')} beside the control, {count(len(study.budgets), 'budget')}, "
-        f"{study.draws} of labels, {count(len(_test_cases(study)), 'test case')}",
+        f"{study.draws_words} of labels, {count(len(_test_cases(study)), 'test case')}",
     }
 
 

@@ -84,10 +84,15 @@ class Study:
         return list(dict.fromkeys(str(row["class"]) for row in self.scores))
 
     @property
-    def draws(self) -> str:
+    def draws(self) -> int:
+        """Return the largest number of draws that any method was scored on."""
+        return max((int(row["draws"]) for row in self.summary), default=0)
+
+    @property
+    def draws_words(self) -> str:
         """Return on how many draws methods were scored: ``1 draw``, or ``3 to 5 draws`` where budgets differ."""
-        numbers = sorted({int(row["draws"]) for row in self.summary}) or [0]
-        return count(numbers[0], "draw") if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]} draws"
+        least = min((int(row["draws"]) for row in self.summary), default=0)
+        return count(least, "draw") if least == self.draws else f"{least} to {self.draws} draws"
 
     def labelled(self, budget: str) -> float:
         """Return how many labelled cases a budget is; a mean where draws of patients differ in their cases."""

@@ -23,8 +23,8 @@ def markdown(study: Study, *, figure: str) -> str:
     cases = len({row["case"] for row in study.scores})
     lines += [
         "",
-        f"Mean over {count(cases, 'test case')} and {study.draws} of labels"
-        f"{' ± standard deviation over draws' if study.draws != '1 draw' else ''}; in brackets the difference to "
+        f"Mean over {count(cases, 'test case')} and {study.draws_words} of labels"
+        f"{' ± standard deviation over draws' if study.draws > 1 else ''}; in brackets the difference to "
         "labels only, with a star if it is more than noise (p below 0.05, corrected over the methods of a budget). "
         "Weights are those of the last step; nothing was selected on the test cases.",
     ]

@@ -47,12 +47,17 @@ class Asked:
         """Return plain values, as written to ``study.yaml``."""
         values = asdict(self)
         lengths = values.pop("lengths")
-        return {**values, "draws": list(self.draws) if "," in self.draws_asked else self.draws[0], **lengths}
+        return {**values, "draws": self.draws[0] if self.even else list(self.draws), **lengths}
+
+    @property
+    def even(self) -> bool:
+        """Whether all budgets have as many draws."""
+        return len({*self.draws}) == 1
 
     @property
     def draws_asked(self) -> str:
         """The draws as ``--draws`` takes them: ``3``, or ``5,3,3`` where budgets differ."""
-        return ",".join(map(str, self.draws)) if len({*self.draws}) > 1 else str(self.draws[0])
+        return str(self.draws[0]) if self.even else ",".join(map(str, self.draws))
 
 
 @dataclass(frozen=True, kw_only=True)

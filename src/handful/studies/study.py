@@ -171,7 +171,7 @@ def study(
 
 def describe(asked: Asked, units: Sequence[Unit], splits: Splits) -> list[str]:
     """Return in words what a study would do."""
-    each = "" if "," in asked.draws_asked else " each"
+    each = " each" if asked.even else ""
     lines = [
         f"{len(units)} runs: {len(asked.arms)} methods ({', '.join(arm.name for arm in asked.arms)}) at "
         f"{len(asked.labels)} budgets, {asked.draws_asked} draws{each}; tested on {len(splits.test)} cases of "
