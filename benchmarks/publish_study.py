@@ -10,17 +10,15 @@ the figure between the lines ``<!-- study: written by its benchmark -->`` and ``
 import argparse
 import os
 import re
-import shutil
 from pathlib import Path
 
-from handful.artefacts import read_yaml, write_yaml
+from handful.artefacts import read_yaml, write_text, write_yaml
 from handful.report.study import write_study_report
 from handful.report.study_files import read_study
 from handful.report.study_markdown import markdown
+from handful.studies.folder import StudyFolder
 from marked import MarkedPage
 
-TABLES = ("scores.csv", "runs.csv", "summary.csv", "comparisons.csv", "saved.csv")
-RECORDS = ("study.yaml", "splits.json", "cases.json", "summary.json", "audit.jsonl")
 OF_ONE_RUN = ("labelled", "unlabelled", "validation", "test", "init", "draw", "labels", "data")
 """Parts of a recipe that splits.json and study.yaml tell for all runs."""
 
@@ -33,26 +31,24 @@ def publish(study: Path, folder: Path) -> Path:
     Raises:
         ValueError: a file names a place on this machine.
     """
-    found = read_study(study)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (*TABLES, *RECORDS):
-        shutil.copyfile(study / name, folder / name)
-    for plan in sorted(study.glob("plans/*/plan.yaml")):
-        copy = folder / "plans" / f"{plan.parent.name}.yaml"
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(plan, copy)
+    source = StudyFolder(study)
+    records = (source.asked, source.splits, source.cases, source.summary, source.audit.path)
+    shared = {path.name: path.read_text() for path in (*records, *source.tables.values())}
+    for plan in sorted(source.plans.glob("*/plan.yaml")):
+        shared[f"plans/{plan.parent.name}.yaml"] = plan.read_text()
+    for name, text in shared.items():
+        if hit := ABSOLUTE.search(text):
+            raise ValueError(
+                f"{name} names {hit[1]}, a place on this machine; give relative paths to the study."
+            )
+    for name, text in shared.items():
+        write_text(folder / name, text)
     for path in sorted(
-        [*study.glob("runs/*/draw*/*/recipe.yaml"), *study.glob("pretrained/*/*/recipe.yaml")]
+        [*source.runs.glob("*/draw*/*/recipe.yaml"), *source.pretrained.glob("*/*/recipe.yaml")]
     ):
         recipe = {key: value for key, value in read_yaml(path).items() if key not in OF_ONE_RUN}
         copy = folder / "recipes" / f"{recipe['name']}.yaml"
         write_yaml(copy, recipe, comment="Without what differs from run to run.")
-    for path in sorted(folder.rglob("*.*")):
-        if path.suffix in (".csv", ".json", ".jsonl", ".yaml") and (hit := ABSOLUTE.search(path.read_text())):
-            raise ValueError(
-                f"{path} names {hit[1]}, a place on this machine; give relative paths to the study."
-            )
-    print(f"{len(found.runs)} runs; {sum(path.is_file() for path in folder.rglob('*'))} files in {folder}")
     return write_study_report(folder, images=False)
 
 

@@ -156,7 +156,7 @@ def _protocol(study: Study) -> list[tuple[str, str]]:
         ("Budgets", ", ".join(budget_words(study, budget) for budget in study.budgets)),
         (
             "Draws of labels",
-            f"{study.draws}; the cases of a smaller budget are in the larger ones of the same draw",
+            f"{study.draws_words}; the cases of a smaller budget are in the larger ones of the same draw",
         ),
         ("Seed", study.about.get("seed")),
     ]
