@@ -59,7 +59,9 @@ def one(data: Path, labels: str, plan_file: Path, name: str, steps: int) -> dict
         for parameter in module.parameters(recurse=False):
             if parameter.ndim == plan.dims + 2:
                 parameter.data = parameter.data.to(memory_format=memory_format)
-    source = sources(recipe, plan, labelled=cases[:known], unlabelled=cases[known:], device=device, seed=0)
+    source = sources(
+        recipe, plan, labelled=cases[:known], unlabelled=cases[known:], one_plane=False, device=device, seed=0
+    )
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-3, fused=True)
     work, clock = [], []

@@ -158,6 +158,31 @@ def test_the_meter_measures_the_last_items() -> None:
     assert meter.together == 24
 
 
+def test_positions_along_different_axes_are_not_compared() -> None:
+    """Two stacks of slices on one arc, in opposite order: of each its neighbours tell the position, of both none."""
+    position = torch.linspace(0, 1, 60)
+    arc = torch.stack([position.cos(), position.sin()], dim=1)[:, None]
+    apart, mixed = Meter(), Meter()
+    for axis, where in enumerate((position, 1 - position)):
+        apart.add(Watched(arc, where, axis))
+        mixed.add(Watched(arc, where))
+    one = Meter()
+    one.add(Watched(arc, position))
+    assert apart.row()["health/position_error"] == pytest.approx(one.row()["health/position_error"], rel=1e-3)
+    assert mixed.row()["health/position_error"] > 5 * one.row()["health/position_error"]
+    again = Meter()
+    again.load_state_dict(apart.state_dict())
+    assert again.row() == apart.row()
+
+
+def test_a_stage_that_watches_nothing_leaves_no_measure_of_the_one_before() -> None:
+    meter = Meter()
+    meter.add(Watched(random(50, 2, 6)))
+    assert meter.row()
+    meter.add(None)
+    assert meter.row() == {}
+
+
 def test_the_meter_writes_only_what_there_is() -> None:
     meter = Meter()
     meter.add(Watched(random(50, 1, 6, seed=1).requires_grad_()))

@@ -18,7 +18,10 @@ from handful.errors import UsageError
 from handful.inference.model import Model, load_model
 from handful.inference.predict import predict
 from handful.inference.sliding import sliding_window
+from handful.training.probe import UNCHANGED
+from handful.training.recipe import resolve
 from handful.training.run import pretrain, train
+from handful.training.start import sources
 from test_plan import dataset, fingerprint, symmetric
 from test_predict import PLAN, make_run, noise
 
@@ -123,6 +126,49 @@ def test_a_mirror_is_allowed_where_every_plane_allows_it(
         assert all(word in plan.reasons["mirror"].lower() for word in ("left-right", "front-back"))
 
 
+def numbered(*names: str) -> list[StoredCase]:
+    """Cases whose three channels say where along D, H and W a voxel lies, of unlike sides."""
+    axes = torch.meshgrid(*(torch.arange(float(side)) for side in (20, 22, 24)), indexing="ij")
+    label = torch.zeros(20, 22, 24, dtype=torch.uint8)
+    return [StoredCase(name, torch.stack(axes), label, (), (1.0, 1.0, 1.0)) for name in names]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_step_sees_one_plane_or_all_and_says_where_its_patches_lie_in_the_volume(together: bool) -> None:
+    plan = replace(
+        PLAN, dims=2, patch=(8, 8), mirror=(False, False), planes=((0, 1, 2), (1, 2, 0), (2, 0, 1))
+    )
+    source = sources(
+        replace(resolve("pcl", default_steps=6), augment=UNCHANGED), plan, labelled=numbered("a"),
+        unlabelled=numbered("b", "c"), one_plane=not together, device=torch.device("cpu"), seed=0,
+    )  # fmt: skip
+    seen = []
+    for step in range(6):
+        now = source(step)
+        crops = now.draw_any(9)
+        for image, low, high, position in zip(crops.image, crops.low, crops.high, crops.position):
+            places = image.flatten(1)
+            cut = int(
+                (places.amax(1) == places.amin(1)).nonzero().squeeze()
+            )  # the axis along which it is one slice
+            seen.append((step, cut))
+            if together:
+                continue
+            assert cut == now.order[0]
+            assert low[cut] == places[cut, 0], "along the volume's own axes"
+            assert high[cut] == low[cut] + 1
+            assert sorted((high - low).tolist()) == [1, 8, 8]
+            assert position[0] == pytest.approx((float(low[cut]) + 0.5) / (20, 22, 24)[cut])
+            middle = (
+                2 * places.mean(1) + 1
+            )  # twice the middle of the crop, whose margin is even, or one voxel off
+            assert ((low + high) - middle).abs().max() <= 1
+    every = {cut for _, cut in seen}
+    assert every == {0, 1, 2}
+    alone = [{cut for step, cut in seen if step == number} for number in range(6)]
+    assert alone == ([every] * 6 if together else [{0}, {1}, {2}] * 2)
+
+
 class Columns(torch.nn.Module):
     """Say which column of the slice a pixel is in: what it says depends on how the volume is cut."""
 
@@ -164,7 +210,7 @@ def test_the_prediction_is_the_mean_over_planes(
     np.testing.assert_allclose(found, np.mean(each, axis=0), atol=1e-6)
 
 
-def test_a_run_of_three_planes_trains_on_all_pretrains_on_one_and_predicts(tmp_path: Path) -> None:
+def test_a_run_of_three_planes_trains_on_all_and_predicts(tmp_path: Path) -> None:
     data = make_phantom(
         tmp_path / "Phantom",
         patients=4,

@@ -71,6 +71,16 @@ def test_every_case_is_seen_equally_often() -> None:
     assert torch.bincount(seen, minlength=5).tolist() == [30] * 5
 
 
+@pytest.mark.parametrize(("cases", "count"), [(5, 3), (5, 5), (7, 1), (20, 16), (24, 7), (24, 9), (100, 16)])
+def test_no_case_is_drawn_twice_in_a_step_where_there_are_enough(cases: int, count: int) -> None:
+    every = [source(step, cases=0)._pick_cases(cases, count, 0) for step in range(3 * cases)]
+    assert all(len({*picks.tolist()}) == count for picks in every)
+    seen = np.bincount(np.concatenate(every), minlength=cases)
+    assert seen.tolist() == [3 * count] * cases, "equally often after as many steps as there are cases"
+    orders = {tuple(picks) for picks in every}
+    assert len(orders) > len(every) / 2 or count == 1, "in ever new company"
+
+
 @pytest.mark.parametrize("centre", [(0, 0, 0), (4, 6, 5), (8, 13, 10)])
 @pytest.mark.parametrize("size", [(3, 4, 5), (20, 6, 31)])
 def test_a_box_equals_the_same_box_of_the_edge_padded_volume(

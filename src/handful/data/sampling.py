@@ -4,8 +4,9 @@ Every draw is a pure function of (seed, step, stream), so a resumed run draws ex
 would have drawn, and a batch can be prepared ahead of time in a thread without changing it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -115,9 +116,10 @@ class Crops(NamedTuple):
         image: (B, C, *S) on the training device, float16 or float32.
         label: (B, *S) int64 (``IGNORE`` where unknown), or None when the cases are unlabelled.
         case: (B,) index of each item's case in its store.
-        position: (B, 3) float64 centre of the box, relative to its volume, in [0, 1] along D, H, W.
-        low, high: (B, 3) first voxel of each patch (without margin) in its volume, and the one after its last; they
-            may lie outside the volume.
+        position: (B, 3) float64 centre of the box, relative to its volume, in [0, 1]: along the axis that is cut into
+            slices first, then along their rows and columns.
+        low, high: (B, 3) first voxel of each patch (without margin) in its volume, and the one after its last, along
+            the volume's own D, H, W however it is cut (``Source.order``); they may lie outside the volume.
         everywhere: where the boxes of all processes are, in the order of their ranks; None where draws were joined.
     """
 
@@ -156,6 +158,7 @@ class Source:
         seed: of the run.
         step: number of the step; draws are a function of (seed, step, stream).
         progress: of the run, from 0 to 1: methods of several stages draw by it.
+        order: which of D, H, W the axes of every case are (``data.planes``), where all are turned alike.
         rank, world: which process this is, of how many. Draws and views are those of one process with ``world`` times
             the count, of which each process cuts its own rows: those of all ranks, one after the other, are the whole.
     """
@@ -173,6 +176,7 @@ class Source:
     step: int
     progress: float = 0.0
     turned: float = 0.0
+    order: tuple[int, int, int] = (0, 1, 2)
     rank: int = 0
     world: int = 1
 
@@ -343,20 +347,29 @@ class Source:
         if len(self.patch) == 2:
             image = image.squeeze(2)
             label = label.squeeze(1) if label is not None else None
-        low = torch.from_numpy(np.array(corners))
+        back = np.argsort(self.order)
+        low, size_of_patch = (torch.from_numpy(sides[..., back]) for sides in (np.array(corners), full))
         everywhere = Places(
-            torch.from_numpy(picks), torch.from_numpy(np.array(positions)), low, low + torch.from_numpy(full)
+            torch.from_numpy(picks), torch.from_numpy(np.array(positions)), low, low + size_of_patch
         )
         own = Places(*map(self._own, everywhere))
         return Crops(image, label, own.case, own.position, own.low, own.high, everywhere)
 
     def _pick_cases(self, total: int, count: int, stream: int) -> np.ndarray:
-        """Walk through shuffled rounds of all cases, so that every case is seen equally often."""
+        """Choose the cases of this step: all are seen equally often, and none twice in a step that need not."""
+        drawn = partial(_permutation, self.seed, stream, total)
         numbers = np.arange(self.step * count, (self.step + 1) * count)
-        picks = np.empty(count, dtype=np.int64)
-        for i, number in enumerate(numbers):
-            order = np.random.default_rng([self.seed, 7, stream, int(number) // total]).permutation(total)
-            picks[i] = order[int(number) % total]
+        apart = count - 1
+        if 3 * apart <= total or count > total:
+            # shuffled rounds; none begins with what the one before ended with
+            rounds = {
+                int(one): _round(drawn, int(one), min(apart, total // 3)) for one in set(numbers // total)
+            }
+            return np.array([rounds[int(number) // total][int(number) % total] for number in numbers])
+        # a few more cases than places: in `total` steps each takes every place once
+        block, place = divmod(self.step, total)
+        order, shifts = drawn(2 * block), drawn(2 * block + 1)[:count]
+        picks: np.ndarray = order[(place + shifts) % total]
         return picks
 
     def _centre(
@@ -404,6 +417,24 @@ class Source:
             numbers.append(self.rank)
         words = np.random.SeedSequence(numbers).generate_state(2)
         return int(words[0]) << 31 | int(words[1]) >> 1
+
+
+def _permutation(seed: int, stream: int, total: int, number: int) -> np.ndarray:
+    return np.random.default_rng([seed, 7, stream, number]).permutation(total)
+
+
+def _round(drawn: Callable[[int], np.ndarray], number: int, apart: int) -> np.ndarray:
+    """Return a shuffled round of all cases whose first ``apart`` are none of the last ``apart`` of the round before.
+
+    Its own last ones stay as they were shuffled, so that a round needs to know the one before it alone; there are
+    three times ``apart`` cases at least.
+    """
+    order = drawn(number)
+    if number == 0 or apart == 0:
+        return order
+    body, tail = order[:-apart], order[-apart:]
+    late = np.isin(body, drawn(number - 1)[-apart:])
+    return np.concatenate([body[~late], body[late], tail])
 
 
 def _box(array: Readable, centre: np.ndarray, size: tuple[int, ...], *, outside: int | None = None) -> Tensor:

@@ -19,11 +19,13 @@ class Watched(NamedTuple):
 
     Attributes:
         embeddings: (B, V, E), detached, before or after normalisation.
-        position: (B,) relative position of each item along the slice axis, if the method has it.
+        position: (B,) relative position of each item along the axis it is a slice of, if the method has it.
+        axis: which of D, H, W that is: positions along different axes are not compared.
     """
 
     embeddings: Tensor
     position: Tensor | None = None
+    axis: int = 0
 
 
 class StepOutput(NamedTuple):

@@ -101,12 +101,14 @@ class GlobalBatch(NamedTuple):
         partition: (M,) int64 of the images of all processes, and so the next two.
         partner: (M,) index of the image of the same partition in another volume; None where pairs are not used.
         related: (M, M) bool, which images show the same tissue.
+        axis: which of the volume's D, H, W was cut into partitions.
     """
 
     views: Tensor
     partition: Tensor
     partner: Tensor | None
     related: Tensor
+    axis: int
 
 
 class LocalBatch(NamedTuple):
@@ -195,6 +197,7 @@ class GCL(Method):
             partition.to(device),
             partner if partner is None else partner.to(device),
             overlapping(places.case, places.low, places.high).to(device),
+            source.order[0],
         )
 
     def _global_step(self, batch: GlobalBatch) -> StepOutput:
@@ -207,7 +210,7 @@ class GCL(Method):
             loss = global_contrast(
                 z, batch.partition, partner=batch.partner, related=batch.related, temperature=temperature
             )
-        watched = Watched(z.detach(), batch.partition / (self.settings.partitions - 1))
+        watched = Watched(z.detach(), batch.partition / (self.settings.partitions - 1), batch.axis)
         return StepOutput(loss, {"global_contrast": loss.detach()}, watched=watched)
 
     def _local_step(self, batch: LocalBatch) -> StepOutput:

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from handful.data.sampling import Source
-from handful.errors import UsageError
+from handful.errors import DataError, UsageError
 from handful.losses.contrastive import positional_contrast
 from handful.losses.mixcl import overlapping
 from handful.losses.processes import gathered
@@ -59,12 +60,14 @@ class Batch(NamedTuple):
         first, second: (B, C, *S), of this process.
         position: (N, 3) along D, H, W.
         related: (N, N) bool, which images overlap.
+        axis: which of the volume's D, H, W the images of this step are slices of.
     """
 
     first: Tensor
     second: Tensor
     position: Tensor
     related: Tensor
+    axis: int
 
 
 class PCL(Method):
@@ -78,6 +81,10 @@ class PCL(Method):
     def __init__(self, network: nn.Module, settings: Settings) -> None:
         super().__init__()
         parts = parts_of(network)
+        if settings.axes == "all" and parts.dims == 2:
+            raise UsageError(
+                "method.axes=all compares patches of a 3D plan; a slice has one position, axes=slice."
+            )
         self.stride = parts.stride
         self.encoder = parts.encoder
         self.head = VectorHead(parts.deepest, hidden=parts.deepest, out=settings.width)
@@ -87,12 +94,16 @@ class PCL(Method):
         """Draw patches of different volumes where there are enough, and two views of each."""
         if len(self.stride) == 3:
             source = source.smaller(self.settings.patch_share, multiple=self.stride)
+        if source.step == 0:
+            self._check_positions(source)
         crops = source.draw_any(self.settings.batch)
         first, second = source.view(crops, stream=0), source.view(crops, stream=1)
         places = crops.everywhere
         assert places is not None
         related = overlapping(places.case, places.low, places.high)
-        return Batch(first.image, second.image, places.position, related.to(first.image.device))
+        return Batch(
+            first.image, second.image, places.position, related.to(first.image.device), source.order[0]
+        )
 
     def step(self, batch: Any, progress: float) -> StepOutput:
         """Positional contrast of the two views."""
@@ -104,9 +115,21 @@ class PCL(Method):
             z, where, threshold=self.settings.threshold, temperature=self.settings.temperature,
             related=batch.related,
         )  # fmt: skip
-        return StepOutput(
-            loss, {"contrast": loss.detach()}, watched=Watched(z.detach(), batch.position[:, 0])
-        )
+        watched = Watched(z.detach(), batch.position[:, 0], batch.axis)
+        return StepOutput(loss, {"contrast": loss.detach()}, watched=watched)
+
+    def _check_positions(self, source: Source) -> None:
+        """Say before the first step that no two images can lie so far apart as to be negatives."""
+        patch = np.array((1,) * (3 - len(source.patch)) + source.patch)
+        sides = np.array([case.image.shape[-3:] for case in (*source.labelled, *source.unlabelled)])
+        apart = (np.maximum(sides - patch, 0) / sides).max(0)  # of the outermost places in one volume
+        widest = apart.max() if self.settings.axes == "all" else apart[0]
+        if widest < self.settings.threshold:
+            raise DataError(
+                f"PCL tells images at different positions apart, and here they lie {widest:.2g} of a volume apart at "
+                f"most, less than method.threshold={self.settings.threshold:g}: every pair would be a positive. It "
+                "needs volumes of several slices; in 3D lower method.patch_share."
+            )
 
     def exports(self) -> Mapping[str, nn.Module]:
         """The encoder; the head is dropped."""

@@ -44,8 +44,7 @@ class Checkup:
 
     def add(self, output: StepOutput) -> None:
         """Take in a step."""
-        if output.watched is not None:
-            self.meter.add(output.watched)
+        self.meter.add(output.watched)
 
     def row(self, method: Method, row: Mapping[str, float], progress: float) -> dict[str, float]:
         """Return what this row adds to the metrics.

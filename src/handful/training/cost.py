@@ -50,7 +50,7 @@ def measure(plan: Plan, *, device: str = "auto", precision: str = "auto") -> Cos
     method, _ = build_method(recipe, plan, seed=0)
     parameters = sum(p.numel() for p in method.parameters())
     case = _noise(plan, where)
-    source = sources(recipe, plan, labelled=[case], unlabelled=[], device=where, seed=0)
+    source = sources(recipe, plan, labelled=[case], unlabelled=[], one_plane=False, device=where, seed=0)
     with tempfile.TemporaryDirectory() as temporary:
         folder = RunFolder(Path(temporary), quiet=True)
         fit(method, source, settings=recipe.loop, fabric=make_fabric(where, exactness), folder=folder, seed=0)

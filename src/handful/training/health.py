@@ -175,21 +175,29 @@ class Meter:
         self.together = 0
         self.embeddings = torch.empty(0)
         self.position = torch.empty(0)
+        self.axis = torch.empty(0, dtype=torch.int64)
 
     @torch.no_grad()
-    def add(self, watched: Watched) -> None:
-        """Take in a batch; the oldest items leave. Embeddings of another shape than before start afresh."""
+    def add(self, watched: Watched | None) -> None:
+        """Take in a batch; the oldest items leave.
+
+        Embeddings of another shape than before start afresh, and so does a stage in which a method watches nothing.
+        """
+        if watched is None:
+            self.embeddings, self.position, self.axis = self.embeddings[:0], self.position[:0], self.axis[:0]
+            return
         z = watched.embeddings.detach().float()
         position = watched.position
         if position is None:
             position = z.new_full((len(z),), torch.nan)
         self.together = z.shape[0] * z.shape[1]
         if self.embeddings.shape[1:] != z.shape[1:]:
-            self.embeddings, self.position = z[:0], position[:0]
+            self.embeddings, self.position, self.axis = z[:0], position[:0], self.axis[:0]
         # a checkpoint is read onto the training device, whereas positions may come on the CPU
         held, places = self.embeddings.to(z.device), self.position.to(position.device)
         self.embeddings = torch.cat([held, z])[-self.items :]
         self.position = torch.cat([places, position])[-self.items :]
+        self.axis = torch.cat([self.axis, torch.full((len(z),), watched.axis)])[-self.items :]
 
     @torch.no_grad()
     def row(self) -> dict[str, float]:
@@ -207,7 +215,12 @@ class Meter:
         if views:
             measured["alignment"] = torch.stack([alignment(a, b) for a, b in views]).mean()
         if position.isfinite().all():
-            measured["position_error"], measured["position_chance"] = position_error(first, position)
+            cuts = [self.axis == number for number in sorted({*self.axis.tolist()})]
+            found = [position_error(first[cut], position[cut]) for cut in cuts if int(cut.sum()) > NEIGHBOURS]
+            if found:
+                errors, chances = zip(*found)
+                measured["position_error"] = torch.stack(errors).mean()
+                measured["position_chance"] = torch.stack(chances).mean()
         return {f"health/{name}": float(value) for name, value in measured.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -215,12 +228,17 @@ class Meter:
         return {
             "embeddings": self.embeddings.clone(),
             "position": self.position.clone(),
+            "axis": self.axis.clone(),
             "together": self.together,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the state of another meter."""
-        self.embeddings, self.position = state["embeddings"], state["position"]
+        self.embeddings, self.position, self.axis = (
+            state["embeddings"],
+            state["position"],
+            state["axis"].cpu(),
+        )
         self.together = int(state["together"])
 
 

@@ -11,7 +11,6 @@ from torch import nn
 
 from handful.artefacts import read_json, write_json, write_yaml
 from handful.data.plan import Plan, explain
-from handful.data.planes import in_planes
 from handful.data.sampling import StoredCase, sharing_draws
 from handful.data.splits import write_splits
 from handful.data.store import load_cases
@@ -416,14 +415,12 @@ def learn(
     if stage.recipe.teach is not None:
         learned = [case for case in loaded.cases[count:] if case.name in taught]
         labelled = sharing_draws(labelled, learned, share=stage.recipe.teach.draws)
-    # a pre-training may compare positions along the slice axis: it sees one
-    planes = plan.planes if method.kind == "train" else plan.planes[:1]
-    labelled, unlabelled = in_planes(labelled, planes), in_planes(others, planes)
     source = sources(
         stage.recipe,
         plan,
         labelled=labelled,
-        unlabelled=unlabelled,
+        unlabelled=others,
+        one_plane=method.kind == "pretrain",
         device=stage.device,
         seed=stage.seed,
         processes=stage.processes,
@@ -436,7 +433,7 @@ def learn(
         method,
         source,
         settings=loop.in_steps(
-            images=sum(case.image.shape[1] if plan.dims == 2 else 1 for case in (*labelled, *unlabelled)),
+            images=_images([*labelled, *others], plan),
             batch=getattr(stage.recipe.method, "batch", plan.batch) * world,
         ),
         fabric=fabric,
@@ -448,6 +445,13 @@ def learn(
         snapshot=snapshot,
     )
     return parts, architecture, sum(p.numel() for p in method.parameters())
+
+
+def _images(cases: Sequence[StoredCase], plan: Plan) -> int:
+    """Return how many images an epoch has: volumes, or their slices along every axis that is cut."""
+    if plan.dims == 3:
+        return len(cases)
+    return sum(case.image.shape[1 + order[0]] for case in cases for order in plan.planes)
 
 
 def _validate(stage: Stage, folder: RunFolder) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from handful.artefacts import hash_of
 from handful.data.plan import Plan
+from handful.data.planes import STRAIGHT, in_planes
 from handful.data.sampling import Source, StoredCase
 from handful.errors import UsageError
 from handful.methods import load_method
@@ -185,16 +186,29 @@ def sources(
     *,
     labelled: Sequence[StoredCase],
     unlabelled: Sequence[StoredCase],
+    one_plane: bool,
     device: torch.device,
     seed: int,
     processes: Processes = ALONE,
 ) -> Callable[[int], Source]:
-    """Return what a method draws its batches from: step number -> the loaded cases, seen from that step."""
+    """Return what a method draws its batches from: step number -> the loaded cases, seen from that step.
+
+    Args:
+        recipe, plan: of the run.
+        labelled, unlabelled: loaded cases.
+        one_plane: a step draws slices of one of the plan's planes, the next step of the next, so that positions and
+            overlaps within a step mean something; otherwise every step draws from all planes.
+        device, seed, processes: of the run.
+    """
+    turns = [(order, [order]) for order in plan.planes] if one_plane else [(STRAIGHT, plan.planes)]
+    cuts = [(order, in_planes(labelled, own), in_planes(unlabelled, own)) for order, own in turns]
 
     def source(step: int) -> Source:
+        order, known, others = cuts[step % len(cuts)]
         return Source(
-            labelled=labelled,
-            unlabelled=unlabelled,
+            labelled=known,
+            unlabelled=others,
+            order=order,
             patch=plan.patch,
             batch=plan.batch,
             classes=len(plan.label_values),
