@@ -203,7 +203,7 @@ def test_a_run_folder_holds_what_the_design_says(phantom_folder: Path, uninterru
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_by_name(phantom_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"loss.* is not finite.*last checkpoint"):
+    with pytest.raises(RunError, match=r"step \d+: .* is not finite.*no checkpoint yet"):
         run(phantom_folder, tmp_path / "run", steps=30, set_=("loop.lr=1e30", "loop.schedule=constant"))
 
 
@@ -229,9 +229,12 @@ def test_embeddings_that_are_not_finite_stop_the_run_and_keep_the_last_checkpoin
 
 
 @pytest.mark.parametrize("length", [{"steps": 30}, {"max_time_s": 1.5}])
-def test_a_term_that_is_not_finite_between_two_rows_never_reaches_a_checkpoint(
-    length: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_first_term_that_is_not_finite_is_named_and_never_reaches_a_checkpoint(
+    length: dict[str, Any], trained: bool, tmp_path: Path
 ) -> None:
+    """If the term has a gradient, the weights and all terms of later steps are no numbers either."""
+
     class Failing(Supervised):
         """The control, whose cross entropy is NaN from the fourth step on."""
 
@@ -240,15 +243,16 @@ def test_a_term_that_is_not_finite_between_two_rows_never_reaches_a_checkpoint(
         def step(self, batch: Any, progress: float) -> StepOutput:
             output = super().step(batch, progress)
             self.steps += 1
-            bad = torch.tensor(math.nan if self.steps > 3 else 0.0)
-            return StepOutput(output.loss + bad, {**output.logs, "cross_entropy": bad})
+            bad = output.loss * (math.nan if self.steps > 3 else 0.0)
+            bad = bad if trained else bad.detach()
+            return StepOutput(output.loss + bad, {**output.logs, "cross_entropy": bad.detach()})
 
     torch.manual_seed(0)
     architecture = unet_architecture(
         dims=2, in_channels=1, classes=3, widths=(4, 6), strides=((2, 2),), kernels=((3, 3),) * 2, blocks=1,
         kind="plain", norm="batch", deep_supervision=False,
     )  # fmt: skip
-    with pytest.raises(RunError, match=r"loss, cross_entropy is not finite.*last checkpoint"):
+    with pytest.raises(RunError, match=r"^step 4: cross_entropy is not finite.*no checkpoint yet"):
         fit(
             Failing(build_network(architecture), Settings()),
             lambda step: phantom_source(2, step=step),

@@ -30,6 +30,10 @@ class Stopped(RunError):
     """A run was told to stop and has saved where it was; whatever comes after it should not begin."""
 
 
+class NotFinite(ValueError):
+    """NaN or infinite values inside a step: the network diverged, or an image was not finite."""
+
+
 def nearest(name: str, known: list[str]) -> str:
     """Return the sentence that lists what exists and names the known word nearest to ``name``.
 

@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-
-class NotFinite(ValueError):
-    """NaN or infinite values where a loss begins: the network diverged, or an image was not finite."""
+from handful.errors import NotFinite
 
 
 def embeddings(name: str, z: Tensor, shape: str) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from handful.errors import NotFinite
+
 
 class Bank(nn.Module):
     """Hold the last ``capacity`` rows that were enqueued, on the module's device, never with a gradient.
@@ -68,7 +70,8 @@ class Bank(nn.Module):
             gather: brings together the rows of all processes, (n, *shape) to (N, *shape), the same on each.
 
         Raises:
-            ValueError: rows of another shape, NaN among them.
+            ValueError: rows of another shape.
+            NotFinite: NaN among them.
         """
         if rows.shape[1:] != self.rows.shape[1:] or rows.ndim != self.rows.ndim:
             raise ValueError(
@@ -78,7 +81,7 @@ class Bank(nn.Module):
         if gather is not None:
             rows = gather(rows)
         if rows.isnan().any():
-            raise ValueError("NaN must not enter a bank: it would stay for many steps. The network diverged.")
+            raise NotFinite("NaN must not enter a bank: it would stay for many steps. The network diverged.")
         rows = rows[-self.capacity :]
         place = (torch.arange(len(rows), device=self.rows.device) + self._next) % self.capacity
         self.rows[place] = rows

@@ -23,8 +23,7 @@ from lightning_fabric.plugins import MixedPrecision, Precision
 from torch import Tensor, nn
 
 from handful.data.sampling import Source
-from handful.errors import RunError, Stopped, UsageError
-from handful.losses.checks import NotFinite
+from handful.errors import NotFinite, RunError, Stopped, UsageError
 from handful.methods.contract import Method
 from handful.networks.synchronised import synchronise_norms
 from handful.networks.teacher import Teacher
@@ -219,19 +218,27 @@ def fit(
                 group["lr"] = lr
             wall, cpu = time.monotonic(), time.thread_time()
             optimiser.zero_grad(set_to_none=True)
-            with fabric.autocast():  # fabric itself applies the precision to forward() only, not to step()
-                try:
+            try:
+                with (
+                    fabric.autocast()
+                ):  # fabric itself applies the precision to forward() only, not to step()
                     output = wrapped.step(_channels_last(batch, memory_format), fraction)
-                except NotFinite as error:
-                    raise _diverged(number + 1, str(error)) from error
+            except NotFinite as error:
+                raise _diverged(folder, *window.first_bad() or (number + 1, str(error))) from error
             gradients: Mapping[str, Tensor] = {}
             if checkup is not None and due:
                 gradients = checkup.gradients(method, output)
             fabric.backward(output.loss)
             norm = fabric.clip_gradients(wrapped, optimiser, max_norm=settings.clip, error_if_nonfinite=False)
-            optimiser.step()
-            method.after_step(fraction)
             step = number + 1
+            window.add(
+                step, {"loss": output.loss.detach(), **output.logs, **_norm(norm, scaled), **gradients}
+            )
+            optimiser.step()
+            try:
+                method.after_step(fraction)
+            except NotFinite as error:
+                raise _diverged(folder, *window.first_bad() or (step, str(error))) from error
             now, caught = lockstep.agree(interrupt.caught)
             after = progress(step)
             decay = ema_decay(number, after - fraction, horizon=settings.ema_horizon)
@@ -241,7 +248,6 @@ def fit(
                 average.update(part, decay)
             if snapshot is not None and _snapshot_due(fraction, after, settings.snapshots):
                 snapshot(step, _averaged(averages))
-            window.add({"loss": output.loss.detach(), **output.logs, **_norm(norm, scaled), **gradients})
             if checkup is not None:
                 checkup.add(output)
 
@@ -250,7 +256,7 @@ def fit(
                 contention.add(time.thread_time() - cpu, time.monotonic() - wall)
             checkpoint = now - saved >= settings.checkpoint_every_s
             if due or checkpoint or step == steps:
-                row = _row(window, fabric, step, steps, before + now - started, lr, now - written)
+                row = _row(window, fabric, folder, step, steps, before + now - started, lr, now - written)
                 if checkup is not None:
                     row |= checkup.row(method, row, after)
                     stopped = lockstep.any(checkup.stopped)
@@ -264,9 +270,8 @@ def fit(
                 saved = now
     seconds = before + now - started
     if step != (int(state["step"]) if state else 0):
-        _finite(
-            step, window.means(fabric)
-        )  # of the steps since the last row: a checkpoint is never worse than it
+        # of the steps since the last row: a checkpoint is never worse than it
+        _finite(window, fabric, folder, step)
         _save(folder, method, optimiser, averages, half, checkup, step, seconds)
     if stopped:
         folder.say(f"stopped after {step} steps: the probe has not improved for {settings.patience} probes")
@@ -340,18 +345,40 @@ def _channels_last(batch: Any, memory_format: torch.memory_format) -> Any:
 
 
 class _Window:
-    """Means of the logged terms since the last row, kept on the device until asked for."""
+    """Means of the logged terms since the last row, and which was no number first; on the device until asked for."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
+        self.bad: dict[str, Tensor] = {}
 
-    def add(self, logs: Mapping[str, Tensor | None]) -> None:
+    def add(self, step: int, logs: Mapping[str, Tensor | None]) -> None:
         for name, value in logs.items():
             if value is not None:
                 value = value.detach().float()
+                bad = torch.where(value.isfinite(), math.inf, float(step))
                 self.sums[name] = self.sums[name] + value if name in self.sums else value
+                self.bad[name] = torch.minimum(self.bad[name], bad) if name in self.bad else bad
                 self.counts[name] = self.counts.get(name, 0) + 1
+
+    def first_bad(self, fabric: Fabric | None = None) -> tuple[int, str] | None:
+        """Return the first step with a term that is no number, and which; None if all are.
+
+        The loss, its gradient and all later steps only follow from it. With ``fabric``, of all processes.
+        """
+        if not self.bad:
+            return None
+        steps = torch.stack(list(self.bad.values()))
+        if fabric is not None and fabric.world_size > 1:
+            everywhere = fabric.all_reduce(steps, reduce_op="min")
+            assert isinstance(everywhere, Tensor)
+            steps = everywhere
+        first = float(steps.min())
+        if math.isinf(first):
+            return None
+        names = [name for name, step in zip(self.bad, steps.tolist()) if step == first]
+        terms = [n for n in names if n not in ("loss", "gradient_norm") and not n.startswith("health/")]
+        return int(first), f"{', '.join(terms or names[:1])} is not finite."
 
     def means(self, fabric: Fabric) -> dict[str, float]:
         """Return the means over steps and processes."""
@@ -364,9 +391,16 @@ class _Window:
 
 
 def _row(
-    window: _Window, fabric: Fabric, step: int, steps: int | None, seconds: float, lr: float, passed: float
+    window: _Window,
+    fabric: Fabric,
+    folder: RunFolder,
+    step: int,
+    steps: int | None,
+    seconds: float,
+    lr: float,
+    passed: float,
 ) -> dict[str, float]:
-    means = _finite(step, window.means(fabric))
+    means = _finite(window, fabric, folder, step)
     count = window.counts.get("loss", 1)
     return {
         "step": step,
@@ -378,18 +412,22 @@ def _row(
     }
 
 
-def _finite(step: int, means: dict[str, float]) -> dict[str, float]:
-    """Return the means as they are, or raise ``RunError`` with the names of those that are no numbers."""
+def _finite(window: _Window, fabric: Fabric, folder: RunFolder, step: int) -> dict[str, float]:
+    """Return the means of the window, or raise ``RunError`` with the term that was no number first."""
+    means = window.means(fabric)
     bad = [name for name, value in means.items() if not math.isfinite(value)]
     if bad:
-        raise _diverged(step, f"{', '.join(bad)} is not finite.")
+        raise _diverged(folder, *window.first_bad(fabric) or (step, f"{', '.join(bad)} is not finite."))
     return means
 
 
-def _diverged(step: int, what: str) -> RunError:
+def _diverged(folder: RunFolder, step: int, what: str) -> RunError:
+    kept = (
+        "the last checkpoint is from before" if folder.checkpoint.exists() else "there is no checkpoint yet"
+    )
     return RunError(
-        f"step {step}: {what} The run stopped; the last checkpoint is from before. Try a smaller learning rate (--set "
-        "loop.lr=...) or --precision 32."
+        f"step {step}: {what} The run stopped; {kept}. Try a smaller learning rate (--set loop.lr=...) or "
+        "--precision 32."
     )
 
 
