@@ -45,13 +45,11 @@ def choose_pairs(
 ) -> list[Pair]:
     """Return up to ``count`` pairs, no pair twice: all labelled cases alike often, all others too.
 
-    Fewer where their volumes would take more than ``KEPT_VOXELS``. Without others, labelled cases take each other's
-    shapes; a single one has nobody to be like.
+    Fewer where their volumes would take more than ``KEPT_VOXELS``.
     """
-    targets = list(others) or list(labelled)
-    order = np.random.default_rng([seed, 29]).permutation(len(targets))
+    order = np.random.default_rng([seed, 29]).permutation(len(others))
     pairs = [
-        Pair(labelled[(place + turn) % len(labelled)], targets[index])
+        Pair(labelled[(place + turn) % len(labelled)], others[index])
         for turn in range(len(labelled))  # in each, every target is met by another labelled case
         for place, index in enumerate(order)
     ]
@@ -61,8 +59,7 @@ def choose_pairs(
         voxels += math.prod(pair.fixed.image.shape[1:])
         if len(chosen) == count or voxels > KEPT_VOXELS:
             break
-        if pair.moving is not pair.fixed:
-            chosen.append(pair)
+        chosen.append(pair)
     return chosen
 
 
@@ -117,7 +114,7 @@ def _moved(pairs: Sequence[Pair], size: tuple[int, int, int], classes: int) -> l
     for index, pair in enumerate(pairs):
         sizes = [torch.bincount(x[index].flatten().long(), minlength=256)[1:classes] for x in (label, moved)]
         ratio = (sizes[1][sizes[0] > 0] / sizes[0][sizes[0] > 0]).tolist()
-        if after[index] <= before[index] or not all(KEPT_VOLUME[0] <= r <= KEPT_VOLUME[1] for r in ratio):
+        if not after[index] > before[index] or not all(KEPT_VOLUME[0] <= r <= KEPT_VOLUME[1] for r in ratio):
             continue
         box = _middle(tuple(pair.fixed.image.shape[1:]), size)
         own = moved[index][box].contiguous()

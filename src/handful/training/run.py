@@ -408,10 +408,14 @@ def learn(
     labelled: Sequence[StoredCase] = loaded.cases[:count]
     others = [replace(case, label=None, foreground=()) for case in loaded.cases[count:]]
     if method.kind == "train" and stage.recipe.sampling.synthetic:
-        labelled = with_synthetic(
+        labelled, took = with_synthetic(
             labelled, others, settings=stage.recipe.sampling, loop=loop,
             classes=len(plan.label_values), seed=stage.seed, folder=folder, fabric=fabric,
         )  # fmt: skip
+        if loop.max_time_s is not None:
+            loop = replace(loop, max_time_s=max(loop.max_time_s - took, loop.max_time_s / 2))
+        if folder.writes:
+            write_json(folder.manifest, read_json(folder.manifest) | {"synthetic_seconds": took})
     if stage.recipe.teach is not None:
         learned = [case for case in loaded.cases[count:] if case.name in taught]
         labelled = sharing_draws(labelled, learned, share=stage.recipe.teach.draws)

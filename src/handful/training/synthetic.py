@@ -15,7 +15,10 @@ from handful.training.folder import RunFolder
 from handful.training.loop import LoopSettings
 
 TIME_SHARE = 0.2
-"""Of a run's time limit, on top of it: registrations that would begin later are left out."""
+"""Of a run's time limit: registrations that would begin later are left out."""
+
+SECONDS = "seconds"
+"""In the file of the synthetic cases: how long they took."""
 
 
 def with_synthetic(
@@ -28,7 +31,7 @@ def with_synthetic(
     seed: int,
     folder: RunFolder,
     fabric: Fabric,
-) -> list[StoredCase]:
+) -> tuple[list[StoredCase], float]:
     """Return the labelled cases, repeated so that synthetic ones, appended, take their share of the draws.
 
     A resumed run reads what its first start made, to the bit. The first process makes them, the others read.
@@ -41,27 +44,31 @@ def with_synthetic(
         seed: of the run.
         folder: of the run.
         fabric: of the run.
+
+    Returns:
+        The cases, and the seconds it took to make the synthetic ones.
     """
     pairs = choose_pairs(labelled, others, _count(settings, loop), seed=seed)
     if not pairs:
-        folder.say(
-            "no labelled case takes the shape of another: there is no other, or one volume alone is too large"
-        )
-        return list(labelled)
+        if others:
+            folder.say("no labelled case takes the shape of another: one volume alone is too large")
+        return list(labelled), 0.0
     if folder.writes and not folder.synthetic.exists():
         began = time.monotonic()
         folder.say(f"giving {len(labelled)} labelled cases the shapes of others, {len(pairs)} times")
         seconds = TIME_SHARE * loop.max_time_s if loop.max_time_s else math.inf
         made = synthetic_cases(pairs, classes=classes, seconds=seconds)
+        took = time.monotonic() - began
         folder.say(
-            f"made {len(made)} of {len(pairs)} in {time.monotonic() - began:.0f} s; they take "
-            f"{settings.synthetic_share:.0%} of the labelled draws"
+            f"made {len(made)} of {len(pairs)} in {took:.0f} s; they take {settings.synthetic_share:.0%} of the "
+            "labelled draws"
         )
-        _save(folder, made)
+        _save(folder, made, took)
     fabric.barrier()
     spacing = {case.name: case.spacing_mm for case in (*labelled, *others)}
     stored = load_file(folder.synthetic, device=str(fabric.device))
-    names = sorted({key.rpartition("/")[0] for key in stored} - {""})
+    took = float(stored.pop(SECONDS))
+    names = sorted({key.rpartition("/")[0] for key in stored})
     made = [
         StoredCase(
             name,
@@ -72,7 +79,7 @@ def with_synthetic(
         )
         for name in names
     ]
-    return sharing_draws(labelled, made, share=settings.synthetic_share)
+    return sharing_draws(labelled, made, share=settings.synthetic_share), took
 
 
 def _count(settings: SamplingSettings, loop: LoopSettings) -> int:
@@ -82,9 +89,9 @@ def _count(settings: SamplingSettings, loop: LoopSettings) -> int:
     return min(settings.synthetic, max(1, loop.steps // settings.synthetic_steps))
 
 
-def _save(folder: RunFolder, cases: Sequence[StoredCase]) -> None:
+def _save(folder: RunFolder, cases: Sequence[StoredCase], seconds: float) -> None:
     every = slice(None)
-    tensors = {"": torch.zeros(0)}  # a file of none must have one
+    tensors = {SECONDS: torch.tensor(seconds)}
     for case in cases:
         assert case.label is not None
         tensors[f"{case.name}/image"] = case.image[every, every, every, every].cpu()
