@@ -16,6 +16,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from handful.artefacts import read_json
 from handful.cli.main import main
@@ -577,3 +578,27 @@ def _words(data: Path, out: Path, plan: Path, *more: str) -> list[str]:
         "--draws", "2", "--steps", "4", "--pretrain-steps", "3", "--snapshots", "1", "--plan", str(plan),
         "--device", "cpu", "--threads", "1", *settings, *more,
     ]  # fmt: skip
+
+
+def test_a_named_arm_is_its_method_until_a_setting_is_for_it_alone(
+    phantom_folder: Path, plan: Path, tmp_path: Path
+) -> None:
+    question = {
+        **SMALL, "methods": "pcl,same=pcl,long=supervised", "draws": 1, "set_": (*SMALL["set_"], "long:loop.steps=6"),
+    }  # fmt: skip
+    out = study(phantom_folder, tmp_path / "study", plan=plan, **question)
+    runs = {row["method"]: row for row in read_json(out / "summary.json")["runs"]}
+    assert {name: row["steps"] for name, row in runs.items()} == {
+        "supervised": 4,
+        "pcl": 4,
+        "same": 4,
+        "long": 6,
+    }
+    assert runs["same"]["pretrain_seconds"] > 0
+    first, second, control = (
+        load_file(out / "runs/1/draw0" / name / "weights.safetensors")
+        for name in ("pcl", "same", "supervised")
+    )
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+    assert any(not np.array_equal(first[key], control[key]) for key in first)
+    assert "same=pcl" in read_json(out / "summary.json")["command"]

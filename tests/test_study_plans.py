@@ -9,8 +9,8 @@ from handful.artefacts import write_json
 from handful.data.discover import open_dataset
 from handful.data.plan import Normalisation, Plan, read_plan
 from handful.data.splits import make_splits
-from handful.errors import DataError
-from handful.studies.arms import Lengths, assignments_for, parse_arms
+from handful.errors import DataError, UsageError
+from handful.studies.arms import Lengths, check_assignments, parse_arms, recipe_of
 from handful.studies.blind import Blind, write_blind
 from handful.studies.folder import OUTCOME, StudyFolder
 from handful.studies.grid import Asked, Unit, draws_of, make_units
@@ -168,8 +168,57 @@ def test_arms_are_read_and_the_control_comes_first() -> None:
 
 def test_a_setting_of_one_method_reaches_no_other() -> None:
     given = ["loop.lr=0.1", "mae: loop.rows=3", "pcl:method.x=a:b"]
-    assert assignments_for("pcl", given) == ("loop.lr=0.1", "method.x=a:b")
-    assert [text.strip() for text in assignments_for("mae", given)] == ["loop.lr=0.1", "loop.rows=3"]
+    pcl, mae = parse_arms(["pcl", "mae"])[1:]
+    assert pcl.settings("pretrain", given) == ("loop.lr=0.1", "method.x=a:b")
+    assert [text.strip() for text in mae.settings("pretrain", given)] == ["loop.lr=0.1", "loop.rows=3"]
+    assert pcl.settings("train", given) == ("loop.lr=0.1",)
+
+
+def test_a_named_arm_is_its_method_with_settings_of_its_own() -> None:
+    names = ["pcl", "near=pcl", "long = supervised", "both=pcl+mona"]
+    given = ["pcl:loop.lr=0.1", "near:method.threshold=0.01", "long:loop.steps=9", "both:loop.rows=2"]
+    control, pcl, near, long, both = arms = parse_arms(names)
+    check_assignments(arms, given)
+    assert near.settings("pretrain", given) == ("loop.lr=0.1", "method.threshold=0.01")
+    assert both.settings("pretrain", given) == ("loop.lr=0.1", "loop.rows=2")
+    for arm in (control, pcl, near, both):
+        assert arm.settings("train", given) == ()
+    assert pcl.settings("pretrain", given) == ("loop.lr=0.1",)
+    assert long.settings("train", given) == ("loop.steps=9",)
+    assert recipe_of(long, "train", Lengths(steps=5), given).loop.steps == 9
+    assert [arm.start for arm in arms] == [None, "pcl", "near", None, "both"], "its start is its own"
+    assert parse_arms([arm.spec for arm in arms]) == arms
+    assert parse_arms(names)[0].spec == "supervised"
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["mae=pcl"], "a method itself"),
+        (["a/b=pcl"], "becomes a folder"),
+        (["near=pcl", "near=mae"], "another method of this study"),
+        (["near=plc"], "did you mean 'pcl'"),
+    ],
+)
+def test_a_name_that_is_taken_or_no_folder_is_refused(names: list[str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        parse_arms(names)
+
+
+def test_a_setting_for_nobody_is_refused() -> None:
+    with pytest.raises(UsageError, match="did you mean 'near'"):
+        check_assignments(parse_arms(["near=pcl"]), ["naer:loop.lr=1"])
+
+
+def test_an_arm_whose_recipe_asks_for_another_plan_makes_its_own(
+    tmp_path: Path, phantom_folder: Path, blind: Blind, made: tuple[Path, dict[str, Plan]]
+) -> None:
+    asked = replace(ASKED, methods=("supervised", "wide=supervised"), settings=("wide:plan.width=8",))
+    units = make_units(asked, make_splits(open_dataset(phantom_folder), seed=3, draws=2))
+    made_ = make_tasks(StudyFolder(tmp_path), asked, units, blind, made[1], plan=None, precision="auto")
+    begun = {task.out.name: task.begun for task in made_}
+    assert begun["wide"] is None
+    assert begun["supervised"] is not None
 
 
 def test_a_patient_on_both_sides_is_named(phantom_folder: Path) -> None:

@@ -34,7 +34,7 @@ def study(
         str,
         typer.Option(
             metavar="NAMES",
-            help="Comma between: trainings, pre-trainings (the control trains after them), or a+b.",
+            help="Comma between: trainings, pre-trainings (the control trains after them), a+b, or name=any of these.",
         ),
     ],
     labels: Annotated[
@@ -57,7 +57,9 @@ def study(
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="NAME=VALUE", help="A setting of all runs, or METHOD:NAME=VALUE; repeatable."
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting of all runs, or of one METHOD:NAME=VALUE; repeatable.",
         ),
     ] = None,
     snapshots: Annotated[

@@ -1,7 +1,8 @@
 """What a study compares: each arm is a training, perhaps after a pre-training, by the name the user gave it."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from handful.errors import UsageError, nearest
@@ -22,11 +23,53 @@ class Arm:
         name: as the user wrote it, and of its folder.
         train: the method that makes the segmentation model.
         pretrain: the method whose weights it starts from, or None.
+        named: whether the name is the user's own, ``name=method``: settings can then be for this arm alone.
     """
 
     name: str
     train: str
     pretrain: str | None = None
+    named: bool = False
+
+    @property
+    def spec(self) -> str:
+        """The arm as ``--methods`` takes it."""
+        if not self.named:
+            return self.name
+        return f"{self.name}={self.train if self.pretrain is None else f'{self.pretrain}+{self.train}'}"
+
+    @property
+    def start(self) -> str | None:
+        """Name of what it starts from: arms of one start share their pre-training."""
+        return self.name if self.named and self.pretrain is not None else self.pretrain
+
+    def method(self, kind: str) -> str:
+        """Return the method of one of its trainings, ``pretrain`` or ``train``."""
+        method = self.pretrain if kind == "pretrain" else self.train
+        assert method is not None
+        return method
+
+    def settings(self, kind: str, assignments: Sequence[str]) -> tuple[str, ...]:
+        """Return the settings that concern one of its trainings.
+
+        ``loop.lr=0.001`` is for all, ``pcl:loop.lr=0.001`` for every training with that method, and the same with the
+        name of a named arm for that arm alone: for its pre-training, where it has one.
+
+        Example:
+            >>> given = ["loop.lr=0.001", "pcl:method.threshold=0.2", "near:method.threshold=0.1"]
+            >>> Arm(name="near", train="supervised", pretrain="pcl", named=True).settings("pretrain", given)
+            ('loop.lr=0.001', 'method.threshold=0.2', 'method.threshold=0.1')
+        """
+        own = "train" if self.pretrain is None else "pretrain"
+        names = {self.method(kind), *([self.name] if self.named and kind == own else [])}
+        chosen = []
+        for text in assignments:
+            owner, colon, _ = text.partition("=")[0].partition(":")
+            if not colon:
+                chosen.append(text)
+            elif owner.strip() in names:
+                chosen.append(text.partition(":")[2])
+        return tuple(chosen)
 
     @property
     def needs_pretrain_labels(self) -> bool:
@@ -58,63 +101,64 @@ def parse_arms(names: Sequence[str]) -> tuple[Arm, ...]:
     """Read method names; the control comes first, named or not.
 
     A name is a training method; a pre-training method, which means it and then the control's training; or ``a+b``,
-    pre-training with ``a`` and training with ``b``.
+    pre-training with ``a`` and training with ``b``. ``name=method`` gives any of these a name of its own, so that one
+    method can stand beside itself with other settings.
 
     Raises:
-        UsageError: an unknown method (the nearest known one is named), or one in the wrong place.
+        UsageError: an unknown method (the nearest known one is named), one in the wrong place, a name that two arms
+            have or that is a method's.
     """
     arms = {CONTROL: Arm(name=CONTROL, train=CONTROL)}
-    for name in names:
-        if name:
-            arm = _parse(name)
-            arms.setdefault(arm.name, arm)
+    for text in names:
+        if text:
+            arm = _named(text) if "=" in text else _parse(text)
+            if arms.setdefault(arm.name, arm) != arm:
+                raise UsageError(
+                    f"--methods {text}: '{arm.name}' is the name of another method of this study."
+                )
     return tuple(arms.values())
 
 
-def recipe_of(method: str, kind: str, lengths: Lengths, assignments: Sequence[str]) -> Recipe:
+def recipe_of(arm: Arm, kind: str, lengths: Lengths, assignments: Sequence[str]) -> Recipe:
     """Resolve the recipe of one training of an arm, as ``train`` and ``pretrain`` will.
 
     Raises:
         UsageError: unknown settings, or values that do not go together.
     """
     return resolve(
-        method,
-        assignments=assignments_for(method, assignments),
+        arm.method(kind),
+        assignments=arm.settings(kind, assignments),
         over=length_of(**lengths.of(kind)),
         default_steps=DEFAULT_STEPS,
     )
 
 
-def assignments_for(method: str, assignments: Sequence[str]) -> tuple[str, ...]:
-    """Return the settings that concern a method: ``loop.lr=0.001`` all of them, ``pcl:loop.lr=0.001`` that one.
-
-    Example:
-        >>> assignments_for("pcl", ["loop.lr=0.001", "pcl:method.threshold=0.2", "mae:loop.lr=0.1"])
-        ('loop.lr=0.001', 'method.threshold=0.2')
-    """
-    chosen = []
-    for text in assignments:
-        owner, colon, _ = text.partition("=")[0].partition(":")
-        if not colon:
-            chosen.append(text)
-        elif owner.strip() == method:
-            chosen.append(text.partition(":")[2])
-    return tuple(chosen)
-
-
 def check_assignments(arms: Sequence[Arm], assignments: Sequence[str]) -> None:
-    """Refuse a setting for a method that no arm uses.
+    """Refuse a setting for a method or a named arm that is not there.
 
     Raises:
-        UsageError: the method is not in the study.
+        UsageError: neither is in the study.
     """
-    used = sorted({method for arm in arms for method in (arm.train, arm.pretrain) if method})
+    used = sorted(
+        {name for arm in arms for name in (arm.train, arm.pretrain, arm.named and arm.name) if name}
+    )
     for text in assignments:
         owner, colon, _ = text.partition("=")[0].partition(":")
         if colon and owner.strip() not in used:
             raise UsageError(
                 f"--set {text}: '{owner.strip()}' is no method of this study; {nearest(owner.strip(), used)}"
             )
+
+
+def _named(text: str) -> Arm:
+    name, _, method = (part.strip() for part in text.partition("="))
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise UsageError(
+            f"--methods {text}: before the = stands a name, which becomes a folder: letters, digits, '-', '_', '.'."
+        )
+    if name in method_names():
+        raise UsageError(f"--methods {text}: '{name}' is a method itself; choose another name for this arm.")
+    return replace(_parse(method), name=name, named=True)
 
 
 def _parse(name: str) -> Arm:

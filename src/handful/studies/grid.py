@@ -15,7 +15,7 @@ class Asked:
     """The question of a study; two studies are the same if these are equal.
 
     Attributes:
-        methods: names of the arms, the control first.
+        methods: the arms as ``--methods`` takes them, the control first.
         labels: budgets as the user wrote them.
         draws: how many draws of labels each budget has, in the order of ``labels``.
         test: cases held out besides those the data set holds out itself.
@@ -129,9 +129,9 @@ def check(asked: Asked) -> None:
         )
     check_assignments(asked.arms, asked.settings)
     for arm in asked.arms:
-        recipe_of(arm.train, "train", lengths, asked.settings)
+        recipe_of(arm, "train", lengths, asked.settings)
         if arm.pretrain is not None:
-            recipe_of(arm.pretrain, "pretrain", lengths, asked.settings)
+            recipe_of(arm, "pretrain", lengths, asked.settings)
 
 
 def folder_name(budget: str) -> str:

@@ -32,7 +32,7 @@ def make_plans(
     Returns:
         ``Unit.cell`` (or ``IMAGES``) -> plan; each lies in the folder of that name, its fingerprint beside it.
     """
-    fixed = recipe_of(units[0].arm.train, "train", lengths, settings).plan
+    fixed = recipe_of(units[0].arm, "train", lengths, settings).plan
     plans = {}
     for unit in units:
         if unit.cell not in plans:
@@ -56,14 +56,9 @@ def make_plans(
 
 
 def shares_plan(arm: Arm, control: Arm, *, kind: str, lengths: Lengths, settings: Sequence[str]) -> bool:
-    """Say whether an arm may begin with the plan of its budget: not if its recipe asks for other dimensions."""
-    method = arm.train if kind == "train" else arm.pretrain
-    assert method is not None
-    asked = [
-        recipe_of(method, kind, lengths, settings).plan.dims,
-        recipe_of(control.train, "train", lengths, settings).plan.dims,
-    ]
-    return asked[0] == asked[1]
+    """Say whether an arm may begin with the plan of its budget: not if its recipe asks for another."""
+    own = recipe_of(arm, kind, lengths, settings).plan
+    return own == recipe_of(control, "train", lengths, settings).plan
 
 
 def same_start(one: Plan, other: Plan) -> bool:

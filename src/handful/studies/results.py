@@ -295,13 +295,13 @@ def _run_row(folder: StudyFolder, unit: Unit, scored: Scored | None) -> Row:
 def _pretrain_seconds(folder: StudyFolder, unit: Unit) -> float | None:
     """Return what the pre-training of a run took, also where other runs share it."""
     ran = read_json(folder.run(unit) / "manifest.json")
-    if unit.arm.pretrain is None:
+    if unit.arm.start is None:
         # a method may pre-train, and teach itself, inside its run
         return float(ran.get("pretrain_seconds", 0.0)) + float(ran.get("teach_seconds", 0.0))
     init = ran["init"]
     manifest = Path(init["run"]) / "manifest.json" if init else None
     if manifest is None or not manifest.is_file():
-        places = [folder.pretrained / unit.arm.pretrain / name for name in (unit.cell, IMAGES)]
+        places = [folder.pretrained / unit.arm.start / name for name in (unit.cell, IMAGES)]
         manifest = next((p / "manifest.json" for p in places if (p / "manifest.json").is_file()), None)
     return read_json(manifest).get("seconds") if manifest else None
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from handful.artefacts import read_json
 from handful.data.plan import Plan
-from handful.studies.arms import CONTROL, Arm, assignments_for
+from handful.studies.arms import CONTROL, Arm
 from handful.studies.blind import Blind
 from handful.studies.folder import OUTCOME, StudyFolder
 from handful.studies.grid import Asked, Unit
@@ -19,12 +19,12 @@ def start_of(folder: StudyFolder, unit: Unit, plans: Mapping[str, Plan]) -> Path
     A method that learns from images alone is pre-trained once for all budgets and draws whose runs see the same images
     through the same network; one that learns from labels, once for each budget and draw.
     """
-    if unit.arm.pretrain is None:
+    if unit.arm.start is None:
         return None
     shared = not unit.arm.needs_pretrain_labels and (
         IMAGES not in plans or same_start(plans[IMAGES], plans[unit.cell])
     )
-    return folder.pretrained / unit.arm.pretrain / (IMAGES if shared else unit.cell)
+    return folder.pretrained / unit.arm.start / (IMAGES if shared else unit.cell)
 
 
 def make_tasks(
@@ -56,8 +56,6 @@ def make_tasks(
         return folder.plans / name if plans and same else None
 
     def task(unit: Unit, kind: str, out: Path, init: Path | None) -> Task:
-        method = unit.arm.train if kind == "train" else unit.arm.pretrain
-        assert method is not None
         of_images = kind == "pretrain" and not unit.arm.needs_pretrain_labels
         shared = out.name == IMAGES
         begins = begun(unit.arm, kind, IMAGES if shared else unit.cell)
@@ -69,14 +67,14 @@ def make_tasks(
         return Task(
             kind="train" if kind == "train" else "pretrain",
             out=out,
-            words=f"{method}, {where}" if kind == "pretrain" else f"{unit.arm.name}, {where}",
+            words=f"{unit.arm.start if kind == 'pretrain' else unit.arm.name}, {where}",
             data=blind.training,
             splits=blind.splits,
-            method=method,
+            method=unit.arm.method(kind),
             labels=None if of_images else unit.budget,
             draw=0 if of_images else unit.draw,
             seed=asked.seed + (0 if of_images else unit.draw),
-            settings=assignments_for(method, asked.settings),
+            settings=unit.arm.settings(kind, asked.settings),
             snapshots=asked.snapshots if kind == "train" else 0,
             plan=follows,
             begun=begins,

@@ -69,7 +69,8 @@ def study(
         data: a data set folder or CSV manifest.
         out: the study's folder.
         methods: names as of ``handful methods``, a list or ``"a,b"``. A pre-training means that it comes before the
-            control's training; ``a+b`` means pre-training ``a`` before training ``b``.
+            control's training; ``a+b`` means pre-training ``a`` before training ``b``; ``name=method`` names an arm, so
+            that a method can stand beside itself with other settings.
         labels: budgets, a list or ``"2,5%,20"``.
         draws: of labels for each budget, one number or one for each (``"5,3,3"``); the smaller budgets of a draw are
             nested in the larger.
@@ -85,7 +86,8 @@ def study(
             in turn.
         precision: ``auto``, ``32``, ``bf16`` or ``fp16``.
         threads: CPU threads of all runs together; None: as many as there are.
-        set_: settings of all runs, ``"loop.lr=0.001"``, or of one method's, ``"pcl:loop.lr=0.001"``.
+        set_: settings of all runs, ``"loop.lr=0.001"``, of one method's, ``"pcl:loop.lr=0.001"``, or of one
+            named arm's, ``"name:loop.lr=0.001"``.
         plan: a ``plan.yaml`` all runs follow; None makes one for each budget and draw from what its runs may see.
         patients: regular expression whose first group is the patient in a case's name.
         snapshots: weights kept on the way of each run, to say what choosing among them by test score would have
@@ -116,7 +118,7 @@ def study(
     where = torch.device(device) if cluster else choose_device(device)
     named, budgets = split_list(methods), split_list(labels)
     asked = Asked(
-        methods=tuple(arm.name for arm in parse_arms(named)),
+        methods=tuple(arm.spec for arm in parse_arms(named)),
         labels=budgets,
         draws=draws_of(draws, budgets),
         test=test,
@@ -173,7 +175,7 @@ def describe(asked: Asked, units: Sequence[Unit], splits: Splits) -> list[str]:
     """Return in words what a study would do."""
     each = " each" if asked.even else ""
     lines = [
-        f"{len(units)} runs: {len(asked.arms)} methods ({', '.join(arm.name for arm in asked.arms)}) at "
+        f"{len(units)} runs: {len(asked.arms)} methods ({', '.join(arm.spec for arm in asked.arms)}) at "
         f"{len(asked.labels)} budgets, {asked.draws_asked} draws{each}; tested on {len(splits.test)} cases of "
         f"{len({splits.dataset.case(name).patient for name in splits.test})} patients, opened after the last run."
     ]
