@@ -16,6 +16,7 @@ from handful.methods import load_method, method_names
 from handful.methods.contract import Method
 from handful.networks.bank import Bank
 from handful.networks.build import build_network, unet_architecture
+from handful.networks.teacher import Teacher
 from handful.networks.unet import UNet
 
 CASES = [(name, dims) for name in method_names() for dims in (2, 3)]
@@ -192,6 +193,36 @@ def test_labels_outside_the_budget_never_reach_a_batch(name: str, dims: int) -> 
     clean = method.batch(source)
     for a, b in zip(clean, method.batch(dataclasses.replace(source, unlabelled=poisoned))):
         assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+
+def students(method: Method, teacher: Teacher) -> list[torch.nn.Module]:
+    """Modules of the method that are made as the teacher's and are trained."""
+    keys = dict(teacher.module.named_parameters()).keys()
+    return [
+        module
+        for module in method.children()
+        if dict(module.named_parameters()).keys() == keys and any(p.requires_grad for p in module.parameters())
+    ]
+
+
+@pytest.mark.parametrize(("name", "dims"), CASES)
+def test_a_teacher_is_never_trained_and_moves_towards_its_student_by_one_decay(name: str, dims: int) -> None:
+    method = made(name, dims)
+    for teacher in [module for module in method.modules() if isinstance(module, Teacher)]:
+        assert not any(parameter.requires_grad for parameter in teacher.parameters())
+        (student,) = students(method, teacher)
+        method.step(method.batch(phantom_source(dims)), 0.5)
+        for _ in range(2):
+            with torch.no_grad():
+                for parameter in student.parameters():
+                    parameter.add_(torch.randn_like(parameter))
+            before = torch.cat([p.flatten() for p in teacher.parameters()])
+            target = torch.cat([p.detach().flatten() for p in student.parameters()])
+            method.after_step(0.5)
+            after = torch.cat([p.flatten() for p in teacher.parameters()])
+            share = ((after - before) @ (target - before)) / (target - before).square().sum()
+            assert 1e-4 < share <= 1, "it moves, and not past its student"
+            torch.testing.assert_close(after, before + share * (target - before), rtol=1e-3, atol=1e-5)
 
 
 def test_unknown_methods_name_the_nearest() -> None:
