@@ -189,11 +189,25 @@ def test_another_start_takes_the_place_of_the_first_stage(
     assert read_yaml(out / "recipe.yaml")["pretrain"] is None
 
 
-def test_labels_outside_the_budget_reach_neither_stage(phantom_folder: Path, tmp_path: Path) -> None:
-    """A first stage that uses labels ends with the same bits when all other labels are nonsense."""
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ("pretrain.name=supervised_pretrain", "pretrain.share=0.5"),
+        ("pretrain.name=sscl", "pretrain.share=0.5", "pretrain.batch=4", "pretrain.global_share=0.5"),
+        ("pretrain.name=mixcl", "pretrain.share=0.5", "pretrain.batch=4"),
+        ("pretrain.name=mona_pretrain", "pretrain.share=0.5"),
+    ],
+    ids=lambda chosen: chosen[0].partition("=")[2],
+)
+def test_labels_outside_the_budget_reach_neither_stage(
+    chosen: tuple[str, ...], phantom_folder: Path, tmp_path: Path
+) -> None:
+    """Stages that use labels end with the same bits when all other labels are nonsense."""
     poisoned = tmp_path / "Phantom"
     subprocess.run(["cp", "-r", str(phantom_folder), str(poisoned)], check=True)
-    settings = {"set_": ("pretrain.name=supervised_pretrain", "pretrain.share=0.5")}
+    # the house recipe with every part that reads images without labels
+    more = ("method.pseudo_weight=1", "method.start=0", "sampling.synthetic=2", "sampling.synthetic_steps=1")
+    settings = {"method": "auto", "set_": (*chosen, *more, "plan.dims=2", "plan.width=4")}
     train(**arguments(phantom_folder, tmp_path / "a", steps=4) | settings)  # type: ignore[arg-type]
     known = set(read_json(tmp_path / "a" / "pretrain" / "manifest.json")["cases"]["labelled"])
     assert len(known) == 2
