@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -135,6 +136,21 @@ def test_absent_structures_and_strange_scans_are_said_before_training(strange: P
     assert "phantom_004 (intensities far below 0, as in CT" in lines[unlike_]
     assert max(absent, unlike_) < begins
     assert not any("no unlabelled cases" in line for line in lines)
+
+
+def test_how_many_images_were_not_compared_is_said(
+    strange: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handful.training.decisions.IMAGES_FOR_FINGERPRINT", 3)
+    run = train(
+        strange, tmp_path / "run", method="fixmatch", labels="2", steps=1, device="cpu", threads=1, quiet=True
+    )
+    asked = "4 of 5 unlabelled images were not compared with the labelled ones: a plan looks at 3 images."
+    unlabelled = json.loads((run / "manifest.json").read_text())["cases"]["unlabelled"]
+    assert (
+        asked.replace("4 of 5", f"{len(unlabelled) - 1} of {len(unlabelled)}")
+        in (run / "log.txt").read_text()
+    )
 
 
 def test_no_unlabelled_cases_is_said_before_training(

@@ -201,7 +201,8 @@ def students(method: Method, teacher: Teacher) -> list[torch.nn.Module]:
     return [
         module
         for module in method.children()
-        if dict(module.named_parameters()).keys() == keys and any(p.requires_grad for p in module.parameters())
+        if dict(module.named_parameters()).keys() == keys
+        and any(p.requires_grad for p in module.parameters())
     ]
 
 

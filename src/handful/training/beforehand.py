@@ -27,7 +27,7 @@ def said_beforehand(stage: Stage, plan: Plan, folder: RunFolder | None = None) -
     """
     said = [_no_unlabelled(stage), _absent(stage, plan)]
     if folder is not None and folder.fingerprint.exists():
-        said.append(_unlike(stage, read_fingerprint(folder.fingerprint)))
+        said += _unlike(stage, read_fingerprint(folder.fingerprint))
     return [sentence for sentence in said if sentence]
 
 
@@ -62,18 +62,24 @@ def _absent(stage: Stage, plan: Plan) -> str:
     )
 
 
-def _unlike(stage: Stage, fingerprint: Fingerprint) -> str:
+def _unlike(stage: Stage, fingerprint: Fingerprint) -> list[str]:
     seen = {case.case: case for case in fingerprint.cases}
     known = [seen[case.name] for case in stage.selection.labelled if case.name in seen]
     reasons = {case.name: unlike(seen[case.name], known) for case in stage.unlabelled if case.name in seen}
     strange = [(name, why) for name, why in reasons.items() if why]
-    if not strange:
-        return ""
-    words = _listed([f"{name} ({why})" for name, why in strange])
-    return (
-        f"{len(strange)} unlabelled case{'s look' if len(strange) > 1 else ' looks'} unlike every labelled one: "
-        f"{words}. They train all the same; move away what is another kind of scan."
-    )
+    said = []
+    if strange:
+        words = _listed([f"{name} ({why})" for name, why in strange])
+        said.append(
+            f"{len(strange)} unlabelled case{'s look' if len(strange) > 1 else ' looks'} unlike every labelled one: "
+            f"{words}. They train all the same; move away what is another kind of scan."
+        )
+    if len(reasons) < len(stage.unlabelled):
+        said.append(
+            f"{len(stage.unlabelled) - len(reasons)} of {len(stage.unlabelled)} unlabelled images were not compared "
+            f"with the labelled ones: a plan looks at {len(seen)} images."
+        )
+    return said
 
 
 def _listed(names: Sequence[str]) -> str:
