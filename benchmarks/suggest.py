@@ -1,7 +1,7 @@
 """Is a suggested choice of labels better than a random one? Measured without training, in a minute or two.
 
     python benchmarks/suggest.py DATA_FOLDER                 # Task04_Hippocampus and ACDC inside it
-    python benchmarks/suggest.py DATA_FOLDER --train OUT     # hours: also trains short runs on each choice
+    python benchmarks/suggest.py DATA_FOLDER --train OUT     # hours: trains short runs on each choice instead
     python benchmarks/suggest.py DATA_FOLDER --only Task04_Hippocampus --ask RUN    # minutes: does a run's doubt tell?
 
 Two measures of a choice. *Coverage*: the mean distance of a case to the nearest chosen one, in the features that the
@@ -28,9 +28,12 @@ from handful.data.discover import open_dataset
 from handful.data.io import read_geometry, read_label
 from handful.data.resampling import grid_order, to_grid
 from handful.data.splits import make_splits
+from handful.inference.predict import predict
+from handful.metrics.evaluate import evaluate
 from handful.suggestion.cluster import RULES, choose_typical
 from handful.suggestion.coverage import radii, random_choices
 from handful.suggestion.features import averaging, intensity_features, principal_components
+from handful.training.run import train
 
 SETS = ("Task04_Hippocampus", "ACDC")
 HELD_OUT = "40"
@@ -132,36 +135,36 @@ def halves(pool: Pool, count: int, rule: str, draws: int, repeats: int) -> dict[
     return {name: np.array(values) for name, values in gaps.items()}
 
 
-def train_choices(
-    data: Path, out: Path, pool: Pool, count: int, draws: int, steps: int
-) -> dict[str, list[float]]:
-    """Train the control on the suggestion and on each random choice; score the cases that seed 0 holds out."""
-    from handful.inference.predict import predict
-    from handful.metrics.evaluate import evaluate
-    from handful.training.run import train
-
-    members = list(range(len(pool.cases)))
-    picks, _ = choose_typical(
-        principal_components(pool.features),
-        labelled=np.zeros(len(members), bool),
-        patients=pool.patients,
-        count=count,
-    )
-    choices = {"suggested-0": [pick.index for pick in picks]}
-    for number, choice in enumerate(random_choices(members, pool.patients, count, draws=draws)):
-        choices[f"random-{number}"] = choice
-    scores: dict[str, list[float]] = {"suggested": [], "random": []}
+def train_choices(data: Path, out: Path, pool: Pool, count: int, arguments: argparse.Namespace) -> str:
+    """Train the control on each rule's suggestion and on each random choice; score the cases that seed 0 holds out."""
+    points, members = principal_components(pool.features), list(range(len(pool.cases)))
+    choices: dict[str, list[int]] = {}
+    for rule in RULES:
+        none = np.zeros(len(members), bool)
+        picks, _ = choose_typical(points, labelled=none, patients=pool.patients, count=count, rule=rule)
+        choices[rule] = [pick.index for pick in picks]
+    random = random_choices(members, pool.patients, count, draws=arguments.draws)
+    choices |= {f"random-{number}": choice for number, choice in enumerate(random)}
+    dice = {}
     for name, choice in choices.items():
-        run = out / data.name / name
+        run = out / f"{data.name}-{count}" / name
         names = run.with_suffix(".txt")
         names.parent.mkdir(parents=True, exist_ok=True)
         names.write_text("".join(f"{pool.cases[i].name}\n" for i in choice))
-        train(data, run, method="supervised", labels=f"@{names}", test=HELD_OUT, seed=0, steps=steps)
+        train(
+            data, run, method="supervised", labels=f"@{names}", test=HELD_OUT, seed=0, steps=arguments.steps,
+            set_=arguments.set, threads=arguments.threads,
+        )  # fmt: skip
         if not (run / "summary.json").exists():
             predict([run], data, run / "predictions", held_out_only=True)
             evaluate(run / "predictions", data, out=run)
-        scores[name.split("-")[0]].append(json.loads((run / "summary.json").read_text())["mean"]["dice"])
-    return scores
+        dice[name] = json.loads((run / "summary.json").read_text())["mean"]["dice"]
+    drawn = np.array([value for name, value in dice.items() if name.startswith("random")])
+    said = "; ".join(
+        f"{rule} {dice[rule]:.3f}, better than {(dice[rule] > drawn).sum()} of {len(drawn)}" for rule in RULES
+    )
+    spread = f"{drawn.mean():.3f}, sd {drawn.std(ddof=1):.3f}, {drawn.min():.3f} to {drawn.max():.3f}"
+    return f"{said}; random {spread}"
 
 
 def asked(pool: Pool, run: Path) -> str:
@@ -208,16 +211,24 @@ def main() -> None:
     parser.add_argument("--counts", nargs="*", type=int, default=[2, 5, 10])
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=100, help="random halves of the pool")
-    parser.add_argument("--train", type=Path, metavar="OUT", help="also train on each choice; hours")
+    parser.add_argument("--train", type=Path, metavar="OUT", help="only train on each choice; hours")
     parser.add_argument(
         "--ask", type=Path, metavar="RUN", help="only compare a segmenter's doubt with its Dice"
     )
     parser.add_argument("--steps", type=int, default=300, help="of each training")
+    parser.add_argument("--set", nargs="*", default=[], help="settings of each training")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.ask:
         for name in arguments.only:
             print(f"{name}: {asked(load(arguments.data / name, arguments.threads), arguments.ask)}")
+        return
+    if arguments.train:
+        for name in arguments.only:
+            pool = load(arguments.data / name, arguments.threads)
+            for count in arguments.counts:
+                said = train_choices(arguments.data / name, arguments.train, pool, count, arguments)
+                print(f"{name}, trained on {count}: {said}", flush=True)
         return
     print(
         "| set, labels | rule | measure | suggested | random: mean, sd, range | halves: mean gain, sd, share won |"
@@ -239,16 +250,6 @@ def main() -> None:
                         f"{100 * (gain > 0).mean():.0f} % |",
                         flush=True,
                     )
-        if arguments.train:
-            scores = train_choices(
-                arguments.data / name,
-                arguments.train,
-                pool,
-                arguments.counts[0],
-                arguments.draws,
-                arguments.steps,
-            )
-            print(f"{name}, trained on {arguments.counts[0]}: {json.dumps(scores)}", flush=True)
 
 
 if __name__ == "__main__":
