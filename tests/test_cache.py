@@ -2,6 +2,9 @@
 
 import dataclasses
 import math
+import pickle
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -172,6 +175,64 @@ def test_a_damaged_file_is_made_anew_with_a_warning(cases, plan, tmp_path, made,
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_equal(cache.get(cases[0]), expected)
+    assert len(made) == 2
+
+
+FEW_FILES = """
+import pickle, resource, sys, warnings
+from pathlib import Path
+from handful.data.cache import Cache
+from handful.errors import RunError
+warnings.simplefilter("error")
+cases, plan, folder = pickle.loads(Path(sys.argv[1]).read_bytes())
+cache, box = Cache(folder, plan), (slice(None), slice(3, 9), slice(1, 20), slice(5, 60))
+first = cache.open_lazy(cases[0]).image[box]
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+opened = [cache.open_lazy(case) for case in cases * 50]
+assert len(opened) == 150
+assert all((lazy.image[box] == first).all() for lazy in opened[::3])
+taken = []
+try:
+    while True:
+        taken.append(open("/dev/null"))
+except OSError:
+    pass
+assert (opened[-3].image[box] == first).all(), "what is mapped needs no file"
+for read in (cache.open_lazy, cache.get):
+    try:
+        read(cases[0])
+    except RunError as error:
+        assert "ulimit -n" in str(error), error
+    else:
+        raise AssertionError("a file was opened without a descriptor")
+"""
+
+
+def test_more_cases_than_files_may_be_open(cases, plan, tmp_path):
+    for case in cases:
+        Cache(tmp_path / "cache", plan).get(case)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    (tmp_path / "told").write_bytes(pickle.dumps((cases, plan, tmp_path / "cache")))
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_FILES, tmp_path / "told"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    assert after == before, "no file was taken for a damaged one"
+
+
+@pytest.mark.parametrize("damage", ["empty", "short", "foreign"])
+def test_a_damaged_file_is_not_mapped(cases, plan, tmp_path, made, damage):
+    cache = Cache(tmp_path / "cache", plan)
+    expected = cache.get(cases[0])
+    (path,) = (tmp_path / "cache").glob("*.image.b2nd")
+    content = path.read_bytes()
+    path.write_bytes(
+        {"empty": b"", "short": content[: len(content) // 2], "foreign": b"not ours" * 999}[damage]
+    )
+    with pytest.warns(CacheWarning, match="damaged"):
+        lazy = cache.open_lazy(cases[0])
+    np.testing.assert_array_equal(lazy.image[:].astype(np.float32), expected.image)
     assert len(made) == 2
 
 

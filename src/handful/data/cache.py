@@ -28,7 +28,7 @@ from handful.data.io import read_image, read_label
 from handful.data.plan import Plan
 from handful.data.preprocess import Prepared, prepare
 from handful.data.resampling import Geometry, grid_shape
-from handful.errors import DataError
+from handful.errors import DataError, RunError
 
 FORMAT = 1
 """Raised whenever ``prepare`` gives other numbers for the same plan and files."""
@@ -89,7 +89,7 @@ class Cache:
         return Prepared(image[0].astype(np.float32), indices, image[1])
 
     def open_lazy(self, case: Case) -> LazyPrepared:
-        """Return the case memory-mapped; needs a folder. A file that cannot be opened is made anew."""
+        """Return the case memory-mapped; needs a folder. A damaged file is made anew. No file stays open."""
         if self.folder is None:
             raise ValueError("a cache without a folder has nothing to map; use get().")
         paths = self._paths(case)
@@ -251,11 +251,16 @@ def _read(path: Path) -> tuple[NDArray[Any], Geometry] | None:
 
 def _open(path: Path) -> Any | None:
     import blosc2
+    import torch
 
     if not path.exists():
         return None
     try:
-        array = blosc2.open(str(path), mode="r", mmap_mode="r", dparams=blosc2.DParams(nthreads=1))
+        # torch closes a file that it maps; blosc2 and mmap keep a descriptor each, and a process has a thousand
+        frame = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+        array = blosc2.ndarray_from_cframe(frame.numpy())
+        array.frame = frame  # mapped as long as the array lives
+        array.schunk.dparams = blosc2.DParams(nthreads=1)
         _geometry(array)
         return array
     except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
@@ -279,4 +284,10 @@ def _geometry(array: Any) -> Geometry:
 
 
 def _warn(path: Path, error: Exception) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as refused:  # too many files, no permission: says nothing about the content
+        raise RunError(
+            f"{path} cannot be opened: {refused.strerror}. Allow more open files (ulimit -n) or see to its permissions."
+        ) from refused
     warnings.warn(f"{path} is damaged ({error}) and is made anew.", CacheWarning, stacklevel=3)
