@@ -132,11 +132,73 @@ def test_images_made_otherwise_are_refused_with_both_plans(
 def test_another_network_is_refused_by_count_unless_asked_for(
     phantom_folder: Path, pretrained: Path, tmp_path: Path
 ) -> None:
-    preset = ("network.preset=genesis",) if "dims: 3" in (pretrained / "plan.yaml").read_text() else (
-        "network.preset=pcl-32",
-    )  # fmt: skip
     with pytest.raises(DataError, match="do not fit the network: loaded"):
-        quick(phantom_folder, tmp_path / "run", init=pretrained, steps=1, set_=preset)
+        quick(phantom_folder, tmp_path / "run", init=pretrained, steps=1, set_=other_network(pretrained))
+
+
+def other_network(run: Path) -> tuple[str, ...]:
+    """A published network of as many dimensions as the run's plan has."""
+    preset = "genesis" if "dims: 3" in (run / "plan.yaml").read_text() else "pcl-32"
+    return (f"network.preset={preset}",)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "words", "dry"),
+    [
+        ("method.local=exact", "method.local=self", "has none", False),
+        ("method.local_level=9", "method.local_level=1", "level", True),
+        ("method.block=99", "method.block=2", "is 99", False),
+    ],
+    ids=["no labels", "no such level", "too large a block"],
+)
+def test_what_is_refused_before_anything_is_trained_leaves_the_folder_free(
+    phantom_folder: Path, tmp_path: Path, wrong: str, right: str, words: str, dry: bool
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "summary.json").write_text("somebody else's")
+    data = (
+        bare_folder(phantom_folder, tmp_path / "data", labels=False) if "exact" in wrong else phantom_folder
+    )
+    local = "method.local=block" if "block" in wrong else "method.local=exact"
+
+    def sscl(where: Path, setting: str, **changes: object) -> None:
+        settings = ("method.stage=local", local, setting)
+        quick(data, where, pre=True, method="sscl", labels=None, steps=1, set_=settings, **changes)
+
+    if dry:
+        with pytest.raises(UsageError, match=words):
+            sscl(tmp_path / "dry", wrong, dry_run=True)
+    with pytest.raises(UsageError, match=words):
+        sscl(out, wrong)
+    assert [path.name for path in out.glob("[a-z]*")] == ["summary.json"]
+    sscl(out, right)
+    assert (out / "weights.safetensors").exists()
+
+
+def test_an_unfit_start_is_refused_by_a_dry_run_and_leaves_the_folder_free(
+    phantom_folder: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = other_network(pretrained)
+    for dry in (True, False):
+        with pytest.raises(DataError, match="do not fit the network"):
+            quick(phantom_folder, tmp_path / "run", init=pretrained, steps=1, set_=preset, dry_run=dry)
+        assert not list((tmp_path / "run").glob("[a-z]*"))
+    quick(phantom_folder, tmp_path / "run", init=pretrained, steps=1, dry_run=True)
+    assert "encoder from" in capsys.readouterr().out
+    quick(phantom_folder, tmp_path / "run", init=pretrained, steps=1)
+
+
+def test_a_run_that_has_trained_is_kept_whatever_is_asked_of_it_later(
+    phantom_folder: Path, tmp_path: Path
+) -> None:
+    out = quick(phantom_folder, tmp_path / "run", steps=1)
+    (out / "weights.safetensors").unlink()
+    (out / "plan.yaml").write_text("rubbish")
+    with pytest.raises((DataError, UsageError)):
+        quick(phantom_folder, out, steps=1)
+    assert (out / "recipe.yaml").exists()
+    assert (out / "checkpoint.pt").exists()
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from handful.artefacts import atomic_path, write_text
-from handful.errors import RunError, UsageError
+from handful.errors import DataError, RunError, UsageError
 
 
 def weights_of(run: Path) -> Path:
@@ -78,6 +78,27 @@ class RunFolder:
             for half_written in self.path.glob(".tmp-*"):  # a process killed while writing left it
                 half_written.unlink()
             yield
+
+    @contextlib.contextmanager
+    def freed_if_refused(self) -> Iterator[None]:
+        """Remove what a run writes on its way, if it is refused with nothing trained: a corrected one finds room."""
+        written = (
+            self.recipe, self.splits, self.fingerprint, self.plan, self.manifest, self.synthetic, self.loggers,
+            self.metrics, self.progress, self.path / "log.txt",
+        )  # fmt: skip
+        others = [] if self.recipe.exists() else [path for path in written if path.exists()]
+        try:
+            yield
+        except (UsageError, DataError):
+            trained = any(
+                (part / file.name).exists()
+                for part in (self.path, self.pretrain, self.teacher)
+                for file in (self.checkpoint, self.weights)
+            )
+            for path in written if self.writes and not trained else ():
+                if path not in others:
+                    path.unlink(missing_ok=True)
+            raise
 
     def say(self, text: str) -> None:
         """Append a line to ``log.txt`` and print it."""

@@ -14,7 +14,6 @@ from handful.data.plan import Plan, explain
 from handful.data.sampling import StoredCase, sharing_draws
 from handful.data.splits import write_splits
 from handful.data.store import load_cases
-from handful.errors import HandfulError
 from handful.methods.contract import Method
 from handful.networks.weights import save_weights
 from handful.training.beforehand import said_beforehand
@@ -27,7 +26,7 @@ from handful.training.record import asked_of, is_finished, manifest_of, now, wei
 from handful.training.settle import settle
 from handful.training.stage import Stage
 from handful.training.stages import first_stage, teacher_stage
-from handful.training.start import build_method, checkup_of, eaten, sources, start_from
+from handful.training.start import build_method, checkup_of, eaten, rehearse, sources, start_from
 from handful.training.synthetic import with_synthetic
 from handful.training.teaching import seconds_of, taught_cases
 from handful.training.watch import draw_progress, watch
@@ -243,7 +242,7 @@ def print_decisions(stage: Stage) -> None:
     plan = _decide(stage)
     for what, value, why in explain(plan):
         print(f"{what}: {value}  ({why})")
-    for note in said_beforehand(stage, plan):
+    for note in (*said_beforehand(stage, plan), *rehearse(stage, plan)):
         print(note)
     print(f"{stage.describe()}; nothing trained.")
 
@@ -273,23 +272,24 @@ def run_stage(
         if (first or not overwrite) and is_finished(folder, asked, overwrite=overwrite):
             folder.say(f"{out} holds this run, finished; nothing to do. --overwrite trains it again.")
             return
-        plan = _begin(stage, folder, asked) if first else None
-        follow = partial(run_stage, overwrite=overwrite, quiet=quiet, loggers=loggers, report=report)
-        stage = _earlier_stages(stage, folder, follow)
-        if first:
-            write_json(folder.manifest, manifest_of(stage, asked["data"]["hash"]))
-        with started(
-            stage.device, stage.precision, stage.processes, trains_all=stage.method.trains_all
-        ) as fabric:
-            stage = replace(stage, device=fabric.device)
-            plan = fabric.broadcast(plan)
-            assert plan is not None
-            with watch(folder, report, loggers=loggers) as look:
-                parts, architecture, parameters = learn(stage, plan, folder, fabric, look)
+        with folder.freed_if_refused():
+            plan = _begin(stage, folder, asked) if first else None
+            follow = partial(run_stage, overwrite=overwrite, quiet=quiet, loggers=loggers, report=report)
+            stage = _earlier_stages(stage, folder, follow)
             if first:
-                header = weights_header(stage, plan, architecture, asked["data"]["hash"])
-                save_weights(folder.weights, parts, header)
-            fabric.barrier()  # whoever goes on finds the weights
+                write_json(folder.manifest, manifest_of(stage, asked["data"]["hash"]))
+            with started(
+                stage.device, stage.precision, stage.processes, trains_all=stage.method.trains_all
+            ) as fabric:
+                stage = replace(stage, device=fabric.device)
+                plan = fabric.broadcast(plan)
+                assert plan is not None
+                with watch(folder, report, loggers=loggers) as look:
+                    parts, architecture, parameters = learn(stage, plan, folder, fabric, look)
+                if first:
+                    header = weights_header(stage, plan, architecture, asked["data"]["hash"])
+                    save_weights(folder.weights, parts, header)
+                fabric.barrier()  # whoever goes on finds the weights
         if first:
             _finish(stage, folder, parameters)
 
@@ -341,17 +341,11 @@ def _decide(stage: Stage, folder: RunFolder | None = None) -> Plan:
 
 def _begin(stage: Stage, folder: RunFolder, asked: dict[str, Any]) -> Plan:
     """Write what the run was asked and what it starts from; return its plan."""
-    begins = not folder.recipe.exists()
-    if begins:
+    if not folder.recipe.exists():
         write_yaml(folder.recipe, asked, comment="Everything this run was asked to do; enough to repeat it.")
     write_splits(folder.splits, stage.splits)
-    try:
-        plan = _decide(stage, folder)
-    except HandfulError:
-        if begins:  # a corrected command finds the folder free
-            folder.recipe.unlink()
-            folder.splits.unlink()
-        raise
+    plan = _decide(stage, folder)
+    rehearse(stage, plan)
     for note in filter(
         None, (*stage.dataset.notes, stage.selection.note, *said_beforehand(stage, plan, folder))
     ):

@@ -56,6 +56,23 @@ def build_method(
     return method, architecture
 
 
+def rehearse(stage: Stage, plan: Plan) -> list[str]:
+    """Build the network and the method of each part of the run, and load ``--init``, before any case is loaded.
+
+    Returns:
+        What is to be said of the weights that the training starts from.
+
+    Raises:
+        UsageError, DataError: they do not fit each other.
+    """
+    said: list[str] = []
+    for recipe in filter(None, stage.recipe.stages()):
+        method, _ = build_method(recipe, plan, stage.seed)
+        if stage.init is not None:
+            said = start_from(stage, method, plan)
+    return said
+
+
 def start_from(stage: Stage, method: Method, plan: Plan) -> list[str]:
     """Load the parts that another run exported into the same parts of this one, and say how much of each matched.
 
