@@ -1,7 +1,9 @@
 """Laws of handing weights over: exactly the exported parts arrive, counted; what must not be used is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from handful.data.plan import read_plan, write_plan
 from handful.errors import DataError, UsageError
 from handful.inference.predict import predict
 from handful.networks.weights import read_metadata
@@ -134,6 +137,23 @@ def test_another_network_is_refused_by_count_unless_asked_for(
 ) -> None:
     with pytest.raises(DataError, match="do not fit the network: loaded"):
         quick(phantom_folder, tmp_path / "run", init=pretrained, steps=1, set_=other_network(pretrained))
+    plan = read_plan(pretrained / "plan.yaml")
+    network = dataclasses.replace(
+        plan.network, widths=(*plan.network.widths[:-1], plan.network.widths[-1] - 8)
+    )
+    write_plan(tmp_path / "plan.yaml", dataclasses.replace(plan, network=network))
+    options: dict[str, Any] = {"init": pretrained, "plan": tmp_path / "plan.yaml", "steps": 1, "set_": STILL}
+    with pytest.raises(DataError, match="partial load"):
+        quick(phantom_folder, tmp_path / "run", **options)
+    run = quick(phantom_folder, tmp_path / "run", partial_init=True, **options)
+    assert "of another shape" in (run / "log.txt").read_text()
+    after, fitting = tensors(run), 0
+    for name, value in tensors(pretrained).items():
+        found = after[f"segmenter.{name}"]
+        if found.shape == value.shape and value.ndim > 1:
+            assert torch.allclose(found, value, atol=1e-6), name
+            fitting += 1
+    assert fitting == 4, "the kernels of all levels but the narrower one"
 
 
 def other_network(run: Path) -> tuple[str, ...]:
@@ -204,11 +224,59 @@ def test_a_run_that_has_trained_is_kept_whatever_is_asked_of_it_later(
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_an_adapted_first_convolution_sees_equal_channels_alike(channels: int) -> None:
     first, other = nn.Conv2d(2, 3, 3), nn.Conv2d(channels, 3, 3)
-    other.load_state_dict(_adapted(first.state_dict(), other))
+    state, spread = _adapted(first.state_dict(), other, seen=2, now=channels)
+    assert spread == ([] if channels == 2 else ["weight"])
+    other.load_state_dict(state)
     image = torch.randn(1, 1, 6, 6)
     assert torch.allclose(
         first(image.expand(1, 2, 6, 6)), other(image.expand(1, channels, 6, 6) * 2 / 2), atol=1e-5
     )
+
+
+def test_only_kernels_that_look_at_the_image_are_adapted() -> None:
+    """Deeper kernels of another width were once spread too, and counted as loaded."""
+    theirs = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Conv2d(3, 5, 3), nn.Conv2d(2, 5, 3))
+    mine = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(4, 5, 3), nn.Conv2d(2, 5, 3))
+    state, spread = _adapted(theirs.state_dict(), mine, seen=1, now=2)
+    assert spread == ["0.weight"]
+    assert all(
+        torch.equal(state[name], value) for name, value in theirs.state_dict().items() if name != "0.weight"
+    )
+
+
+def two_channels(phantom: Path, out: Path) -> Path:
+    """The phantom as plain folders, each image there twice."""
+    (out / "images").mkdir(parents=True)
+    (out / "labels").mkdir()
+    for image in sorted((phantom / "imagesTr").glob("*.nii.gz")):
+        for channel in (0, 1):
+            name = image.name.replace("_0000", "").replace(".nii.gz", f"_000{channel}.nii.gz")
+            (out / "images" / name).symlink_to(image)
+    for label in sorted((phantom / "labelsTr").glob("*.nii.gz")):
+        (out / "labels" / label.name).symlink_to(label)
+    return out
+
+
+def test_another_number_of_channels_is_adapted_only_if_asked_for(
+    phantom_folder: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    data, plan = two_channels(phantom_folder, tmp_path / "data"), read_plan(pretrained / "plan.yaml")
+    write_plan(tmp_path / "plan.yaml", dataclasses.replace(plan, channels=plan.channels * 2))
+    options: dict[str, Any] = {"init": pretrained, "plan": tmp_path / "plan.yaml", "steps": 1, "set_": STILL}
+    with pytest.raises(UsageError, match="--adapt-channels"):
+        quick(data, tmp_path / "run", **options)
+    run = quick(data, tmp_path / "run", adapt_channels=True, **options)
+    after, before = tensors(run), tensors(pretrained)
+    spread = [name for name, value in before.items() if after[f"segmenter.{name}"].shape != value.shape]
+    assert spread
+    log = (run / "log.txt").read_text()
+    assert f"{', '.join(n.removeprefix('encoder.') for n in spread)} spread from 1 to 2 image channels" in log
+    for name, value in before.items():
+        found = after[f"segmenter.{name}"]
+        if name in spread:
+            assert torch.allclose(found, value.expand_as(found) / 2, atol=1e-6)
+        elif "running" not in name and "tracked" not in name:
+            assert torch.allclose(found, value, atol=1e-6), name
 
 
 def bare_folder(phantom: Path, out: Path, *, labels: bool) -> Path:

@@ -98,10 +98,15 @@ def start_from(stage: Stage, method: Method, plan: Plan) -> list[str]:
         )
     for name in shared:
         state = states[name]
+        spread: list[str] = []
         if stage.adapt_channels:
-            state = _adapted(state, targets[name])
+            state, spread = _adapted(state, targets[name], seen=_channels(metadata), now=len(plan.channels))
         report = load_into(targets[name], state, partial=stage.partial_init)
         said.append(f"{name} from {init} ({metadata.get('method')}): {report}")
+        if spread:
+            said.append(
+                f"{', '.join(spread)} spread from {_channels(metadata)} to {len(plan.channels)} image channels"
+            )
     fresh = [
         n for n in ("encoder", "decoder") if n in targets and n not in shared and shared != ["segmenter"]
     ]
@@ -181,20 +186,34 @@ def _part_states(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[s
     return parts
 
 
-def _adapted(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """Spread kernels over another number of input channels: their mean, so that equal channels give the same sum."""
-    own, adapted = module.state_dict(), dict(state)
+def _adapted(
+    state: Mapping[str, Tensor], module: nn.Module, *, seen: int, now: int
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Spread kernels that look at the image: their mean, so that equal channels give the same sum.
+
+    Args:
+        state: tensors of the other run.
+        module: what they go into.
+        seen, now: image channels of the other run and of this one; kernels of other widths stay as they are.
+
+    Returns:
+        All tensors, and the names of those that were spread.
+    """
+    own, adapted, spread = module.state_dict(), dict(state), []
     for name, value in state.items():
         wanted = own.get(name)
-        if wanted is None or wanted.ndim < 3 or wanted.ndim != value.ndim:
+        if seen == now or wanted is None or wanted.ndim < 3 or wanted.ndim != value.ndim:
             continue
-        if (
-            wanted.shape != value.shape
-            and wanted.shape[:1] + wanted.shape[2:] == value.shape[:1] + value.shape[2:]
-        ):
-            share = value.shape[1] / wanted.shape[1]
-            adapted[name] = (value.mean(1, keepdim=True) * share).expand(wanted.shape).clone()
-    return adapted
+        ends = value.shape[:1] + value.shape[2:]
+        if (value.shape[1], wanted.shape[1]) == (seen, now) and wanted.shape[:1] + wanted.shape[2:] == ends:
+            adapted[name] = (value.mean(1, keepdim=True) * (seen / now)).expand(wanted.shape).clone()
+            spread.append(name)
+    return adapted, spread
+
+
+def _channels(metadata: Mapping[str, Any]) -> int:
+    """Return how many image channels weights were trained on."""
+    return len(metadata.get("plan", {}).get("channels", []))
 
 
 def sources(
