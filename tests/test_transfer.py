@@ -121,15 +121,19 @@ def test_labels_of_held_out_cases_in_the_start_are_refused(phantom_folder: Path,
 def test_images_made_otherwise_are_refused_with_both_plans(
     phantom_folder: Path, pretrained: Path, tmp_path: Path
 ) -> None:
-    text = (pretrained / "plan.yaml").read_text()
-    other = tmp_path / "plan.yaml"
-    lines = [
-        "spacing_mm: [9.0, 9.0, 9.0]" if line.startswith("spacing_mm:") else line
-        for line in text.splitlines()
-    ]
-    other.write_text("\n".join(lines))
-    with pytest.raises(UsageError, match=r"spacing_mm = .*9\.0"):
+    plan, other = read_plan(pretrained / "plan.yaml"), tmp_path / "plan.yaml"
+    window = dataclasses.replace(plan.channels[0], kind="window", low=-5.5, high=7.5)
+    write_plan(other, dataclasses.replace(plan, spacing_mm=(9.0, 8.0, 7.0), channels=(window,)))
+    with pytest.raises(UsageError) as refused:
         quick(phantom_folder, tmp_path / "run", init=pretrained, plan=other)
+    words = str(refused.value)
+    assert f"spacing_mm: {list(plan.spacing_mm)} and [9.0, 8.0, 7.0]" in words
+    assert "kind: zscore" in words
+    assert "low: -5.5" in words
+    for file in (pretrained / "plan.yaml", other):
+        assert str(file) in words
+    for same in ("dims", "axes"):
+        assert f"{same}:" not in words
 
 
 def test_another_network_is_refused_by_count_unless_asked_for(
@@ -270,6 +274,7 @@ def test_another_number_of_channels_is_adapted_only_if_asked_for(
     spread = [name for name, value in before.items() if after[f"segmenter.{name}"].shape != value.shape]
     assert spread
     log = (run / "log.txt").read_text()
+    assert "could not be checked" in log, "another data set, as far as its name tells"
     assert f"{', '.join(n.removeprefix('encoder.') for n in spread)} spread from 1 to 2 image channels" in log
     for name, value in before.items():
         found = after[f"segmenter.{name}"]

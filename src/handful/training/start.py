@@ -1,5 +1,6 @@
 """What a training starts with: the planned network in its method, another run's weights, the cases to draw from."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -86,7 +87,7 @@ def start_from(stage: Stage, method: Method, plan: Plan) -> list[str]:
     init = stage.init
     assert init is not None
     states, metadata = load_weights(weights_of(init))
-    _check_images(init, metadata, plan, adapt_channels=stage.adapt_channels)
+    _check_images(stage, metadata, plan)
     said = _check_cases(init, metadata, stage)
     targets, states = _parts(method.exports()), _part_states(states)
     shared = [name for name in targets if name in states]
@@ -115,32 +116,43 @@ def start_from(stage: Stage, method: Method, plan: Plan) -> list[str]:
     return said
 
 
-def _check_images(init: Path, metadata: Mapping[str, Any], plan: Plan, *, adapt_channels: bool) -> None:
-    """Refuse weights that saw images made in another way."""
+def _check_images(stage: Stage, metadata: Mapping[str, Any], plan: Plan) -> None:
+    """Refuse weights that saw images made in another way; every difference is named."""
+    assert stage.init is not None
     theirs, mine = dict(metadata.get("plan", {})), asdict(plan)
-    differing = [f for f in ("dims", "axes", "spacing_mm") if hash_of(theirs.get(f)) != hash_of(mine[f])]
-    channels = [theirs.get("channels", []), mine["channels"]]
-    if len(channels[0]) != len(channels[1]):
-        if not adapt_channels:
-            raise UsageError(
-                f"--init {init}: it was trained on {len(channels[0])} image channels, this data has "
-                f"{len(channels[1])}. --adapt-channels spreads its first convolution over them."
-            )
-    elif hash_of(channels[0]) != hash_of(channels[1]):
-        differing.append("channels")
-    if differing:
-        field = differing[0]
-        raise UsageError(
-            f"--init {init}: its plan has {field} = {theirs.get(field)}, this run's plan has {mine[field]}; its "
-            f"weights would see other images. Train with its plan: --plan {init / 'plan.yaml'}, or pre-train with "
-            "this run's --labels, --test and --seed."
-        )
+    fields = ("dims", "axes", "spacing_mm", "channels")
+    differing = [f for f in fields if hash_of(theirs.get(f)) != hash_of(mine[f])]
+    other_number = _channels(metadata) != len(plan.channels)
+    if other_number and stage.adapt_channels:
+        differing.remove("channels")
+    if not differing:
+        return
+    files = stage.init / "plan.yaml", stage.plan or "made from this run's cases"
+    advice = (
+        f"Train with its plan (--plan {files[0]}), or pre-train with this run's --labels, --test and --seed."
+    )
+    if other_number and not stage.adapt_channels:
+        alone = differing == ["channels"]
+        advice = "--adapt-channels spreads its first convolution over ours." + ("" if alone else f" {advice}")
+    lines = "".join(f"\n  {f}: {_written(theirs.get(f))} and {_written(mine[f])}" for f in differing)
+    raise UsageError(
+        f"--init {stage.init}: its weights saw other images. Its plan ({files[0]}) and this run's ({files[1]}) differ "
+        f"in{lines}\n{advice}"
+    )
+
+
+def _written(value: Any) -> str:
+    """Write a value of a plan on one line, from Python and from JSON alike."""
+    return json.dumps(value).replace('"', "")
 
 
 def _check_cases(init: Path, metadata: Mapping[str, Any], stage: Stage) -> list[str]:
     """Refuse weights that learned from labels held out here; say what else they have seen."""
     if metadata.get("data_name") != stage.dataset.name:
-        return [f"{init} was trained on {metadata.get('data_name')}"]
+        return [
+            f"{init} was trained on {metadata.get('data_name')}, this run on {stage.dataset.name}: whether it has seen "
+            "a case that is held out here, or its label, could not be checked"
+        ]
     used, seen = set(metadata.get("labels_used", [])), set(metadata.get("images_used", []))
     aside = {case.name for case in (*stage.selection.test, *stage.validation)}
     if used & aside:
