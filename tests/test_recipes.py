@@ -1,5 +1,7 @@
 """The recipes that come with handful: each resolves completely, for the method and network it names."""
 
+import math
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -29,3 +31,17 @@ def test_a_recipe_resolves_and_says_where_its_values_are_from(file: Path) -> Non
     text = file.read_text()
     assert text.startswith("#"), "a recipe starts with what it repeats"
     assert "http" in text
+
+
+def test_the_stages_of_sscl_have_seventy_epochs_each_at_every_budget() -> None:
+    """The share beside the steps of 10 and 20 % was once that of 5 %."""
+    (file,) = (file for file in RECIPES if file.stem == "sscl_published_hippocampus")
+    text = file.read_text()
+    share = re.search(r"global_share: ([\d.]+) +# 10 %: ([\d.]+); 20 %: ([\d.]+)", text)
+    steps = re.search(r"steps: (\d+) +# 10 %: (\d+); 20 %: (\d+)", text)
+    assert share is not None
+    assert steps is not None
+    for labelled, part, length in zip((7, 15, 31), share.groups(), steps.groups(), strict=True):
+        epochs = 70 * math.ceil(156 * 36 / 120), 70 * labelled * 36 // 4
+        assert sum(epochs) == int(length)
+        assert round(float(part) * int(length)) == pytest.approx(epochs[0], abs=1)
