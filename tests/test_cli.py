@@ -155,6 +155,14 @@ def test_methods_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["methods"]) == 0
     text = capsys.readouterr().out
     assert all(sheet["does"] in text for sheet in sheets)
+    rows = {line.split()[0]: line for line in text.splitlines() if line}
+    for sheet in sheets:
+        authors = sheet["paper"].split(", http")[0].split(";")[0]
+        assert authors in rows[sheet["name"]]
+    assert rows["pcl"].endswith("images of all cases")
+    assert rows["bcp"].endswith("labelled cases + unlabelled cases if there are any")
+    assert rows["mixcl"].endswith("images of all cases + labels if there are any")
+    assert rows["sscl"].endswith("labels, unless method.local=self or method.stage=global"), "refused without"
 
 
 def test_a_method_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -48,8 +49,8 @@ def methods(
         if json:
             say_json([sheet._asdict() for sheet in sheets])
         else:
-            rows = [(s.name, s.kind, s.does, " + ".join(s.needs)) for s in sheets]
-            table(("method", "command", "does", "needs"), rows)
+            rows = [(s.name, s.kind, s.does, _authors(s.paper), " + ".join(s.needs)) for s in sheets]
+            table(("method", "command", "does", "paper", "learns from"), rows)
             next_command("handful", "methods", "NAME")
         return
 
@@ -59,7 +60,7 @@ def methods(
     if json:
         say_json({**sheet._asdict(), "settings": {path: default for path, default, _ in settings}})
         return
-    say(f"{name}: {sheet.does}\n\nPaper: {sheet.paper}\nNeeds: {' and '.join(sheet.needs)}\n")
+    say(f"{name}: {sheet.does}\n\nPaper: {sheet.paper}\nLearns from: {' and '.join(sheet.needs)}\n")
     table(("setting", "default", "why"), [(path, _written(default), why) for path, default, why in settings])
     next_command(
         "handful", sheet.kind, "DATA", "--method", name, "--out", "RUN", "--set", f"{settings[0][0]}=VALUE"
@@ -79,19 +80,30 @@ def _read_sheet(path: Path, *, name: str | None = None) -> _Sheet:
         if isinstance(needs, ast.Call)
         else {}
     )
-    words = {
-        "labels": "labelled cases",
-        "optional_labels": "labelled cases if there are any",
-        "unlabelled": "unlabelled cases",
-    }
     kind = declared.get("kind")
     return _Sheet(
         name=name or path.stem,
         kind=ast.literal_eval(kind) if kind else "train",
         does=(ast.get_docstring(tree) or "").partition("\n")[0],
         paper=ast.literal_eval(paper) if paper else "",
-        needs=[text for word, text in words.items() if wanted.get(word)],
+        needs=_needed(wanted),
     )
+
+
+def _needed(needs: Mapping[str, Any]) -> list[str]:
+    """Say what a method learns from, by its ``Needs``."""
+    if needs.get("labels"):
+        others = ["unlabelled cases if there are any"] if needs.get("unlabelled") else []
+        return ["labelled cases", *others]
+    labels = (
+        f"labels, unless {unless}" if (unless := needs.get("labels_unless")) else "labels if there are any"
+    )
+    return ["images of all cases", *([labels] if needs.get("optional_labels") else [])]
+
+
+def _authors(paper: str) -> str:
+    """Return authors, year and name of a paper without its link."""
+    return re.split(r", (?=http)|;", paper)[0]
 
 
 def _settings_of(name: str) -> list[tuple[str, Any, str]]:

@@ -52,11 +52,13 @@ class Needs(NamedTuple):
         labels: labelled cases must exist.
         unlabelled: cases without labels are used too (and labelled ones as images).
         optional_labels: labels are used where the budget allows some, and it works without.
+        labels_unless: the settings with which it works without, where its defaults do not.
     """
 
     labels: bool
     unlabelled: bool
     optional_labels: bool = False
+    labels_unless: str = ""
 
 
 class Method(nn.Module, ABC):

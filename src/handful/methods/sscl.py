@@ -106,8 +106,12 @@ class SSCL(Method):
     """Tell images apart, then pixels by their class."""
 
     kind: ClassVar[Literal["pretrain", "train"]] = "pretrain"
-    # the local stage needs labels unless it is self-supervised: said at the first step, see ``_local_source``
-    needs: ClassVar[Needs] = Needs(labels=False, unlabelled=True, optional_labels=True)
+    needs: ClassVar[Needs] = Needs(
+        labels=False,
+        unlabelled=True,
+        optional_labels=True,
+        labels_unless="method.local=self or method.stage=global",  # else refused, see ``_local_source``
+    )
     paper: ClassVar[str] = "Hu et al. 2021, SSCL, https://arxiv.org/abs/2109.07407"
 
     def __init__(self, network: nn.Module, settings: Settings) -> None:
