@@ -200,6 +200,15 @@ def test_what_is_refused_before_anything_is_trained_leaves_the_folder_free(
     assert (out / "weights.safetensors").exists()
 
 
+@pytest.mark.parametrize("method", ["gcl", "sscl"])
+def test_stages_with_batches_of_their_own_have_no_epochs(
+    phantom_folder: Path, tmp_path: Path, method: str
+) -> None:
+    with pytest.raises(UsageError, match=r"loop\.epochs=3.*--steps"):
+        quick(phantom_folder, tmp_path / "run", pre=True, method=method, steps=None, set_=("loop.epochs=3",))
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unfit_start_is_refused_by_a_dry_run_and_leaves_the_folder_free(
     phantom_folder: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

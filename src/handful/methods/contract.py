@@ -70,12 +70,14 @@ class Method(nn.Module, ABC):
         paper: authors, year and link, printed by ``handful methods``.
         trains_all: whether every step gives every trainable parameter a gradient; where several processes train
             together, this saves them the search for those it does not.
+        has_epochs: whether a step draws so many of all images; not if stages draw batches of their own.
     """
 
     kind: ClassVar[Literal["pretrain", "train"]] = "train"
     needs: ClassVar[Needs]
     paper: ClassVar[str]
     trains_all: ClassVar[bool] = False
+    has_epochs: ClassVar[bool] = True
 
     @abstractmethod
     def batch(self, source: Source) -> Any:

@@ -124,6 +124,7 @@ class GCL(Method):
     kind: ClassVar[Literal["pretrain", "train"]] = "pretrain"
     needs: ClassVar[Needs] = Needs(labels=False, unlabelled=True)
     paper: ClassVar[str] = "Chaitanya et al. 2020, GCL, https://arxiv.org/abs/2006.10511"
+    has_epochs: ClassVar[bool] = False
 
     def __init__(self, network: nn.Module, settings: Settings) -> None:
         super().__init__()

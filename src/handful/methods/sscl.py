@@ -113,6 +113,7 @@ class SSCL(Method):
         labels_unless="method.local=self or method.stage=global",  # else refused, see ``_local_source``
     )
     paper: ClassVar[str] = "Hu et al. 2021, SSCL, https://arxiv.org/abs/2109.07407"
+    has_epochs: ClassVar[bool] = False
 
     def __init__(self, network: nn.Module, settings: Settings) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ import torch
 
 from handful.data.cases import Case, Dataset
 from handful.data.splits import Selection, Splits
-from handful.errors import DataError
+from handful.errors import DataError, UsageError
 from handful.methods import load_method
 from handful.methods.contract import Method
 from handful.training.processes import Processes
@@ -41,6 +41,7 @@ class Stage:
 
     Raises:
         DataError: the method learns from labels and there are none.
+        UsageError: its length is in epochs, and the method has none.
     """
 
     data: Path
@@ -66,6 +67,11 @@ class Stage:
             raise DataError(
                 f"method '{self.recipe.name}' learns from labels and this data has no labelled training case. "
                 "Put label maps beside some images (see handful check)."
+            )
+        if self.recipe.loop.epochs is not None and not self.method.has_epochs:
+            raise UsageError(
+                f"loop.epochs={self.recipe.loop.epochs:g}: the stages of '{self.recipe.name}' draw other images and "
+                "batches each, so that its epochs cannot be counted; say --steps or --max-time."
             )
 
     @property
