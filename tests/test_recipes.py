@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from handful.data.plan import NetworkPlan, Normalisation, Plan
+from handful.errors import UsageError
 from handful.methods import load_method, method_names
 from handful.training.recipe import resolve
 from handful.training.settle import find_recipe
+from handful.training.start import build_method
 
 RECIPES = sorted(Path(str(resources.files("handful") / "recipes")).glob("*.yaml"))
 
@@ -31,6 +34,35 @@ def test_a_recipe_resolves_and_says_where_its_values_are_from(file: Path) -> Non
     text = file.read_text()
     assert text.startswith("#"), "a recipe starts with what it repeats"
     assert "http" in text
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_the_network_and_the_method_of_a_recipe_fit_each_other(file: Path) -> None:
+    recipe = resolve(None, file=file, default_steps=10)
+    dims = recipe.plan.dims or 2
+    plan = Plan(
+        dims=dims, axes=(2, 1, 0), spacing_mm=(1.5, 1.0, 1.0), patch=(16, 32, 48)[3 - dims :], batch=2,
+        channels=(Normalisation(),), label_values=(0, 1, 2), label_names=("background", "a", "b"),
+        mirror=(False,) * dims,
+        network=NetworkPlan(widths=(4, 6, 8, 10), strides=((2,) * dims,) * 3, kernels=((3,) * dims,) * 4),
+    )  # fmt: skip
+    parts = [part for part in recipe.stages() if part is not None] if recipe.loop.epochs is None else [recipe]
+    assert parts
+    for part in parts:
+        method, architecture = build_method(part, plan, 0)
+        assert architecture["dims"] == dims
+        exported = method.exports()
+        assert exported.keys() <= {"segmenter", "encoder", "decoder"}
+        assert any(
+            parameter.requires_grad for module in exported.values() for parameter in module.parameters()
+        )
+
+
+def test_a_recipe_whose_network_does_not_fit_its_method_fails_to_build(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text("name: urpc\nnetwork: {preset: mona-vnet}\nplan: {dims: 3}\n")
+    with pytest.raises(UsageError, match="levels"):
+        test_the_network_and_the_method_of_a_recipe_fit_each_other(file)
 
 
 def test_the_stages_of_sscl_have_seventy_epochs_each_at_every_budget() -> None:
