@@ -329,10 +329,10 @@ def test_values_of_hidden_labels_are_unknown_to_a_run(phantom_folder: Path, tmp_
 
 
 def test_a_teacher_starts_from_the_loaded_weights_too(phantom_folder: Path, pretrained: Path) -> None:
-    stage = settle_mean_teacher(phantom_folder, pretrained)
+    stage = settled("mean_teacher", phantom_folder, pretrained)
     plan = decide_plan(stage.dataset, stage.selection, device="cpu")
     method, _ = build_method(
-        stage.recipe, plan, 0, start=lambda method: start_from(stage, method, plan) and None
+        stage.recipe, plan, 0, start=lambda method: start_from(stage, method, plan).parts
     )
     loaded = load_file(pretrained / "weights.safetensors")
     for network in (method.network, method.teacher.module):
@@ -340,9 +340,24 @@ def test_a_teacher_starts_from_the_loaded_weights_too(phantom_folder: Path, pret
         assert all(torch.equal(state[name], value) for name, value in loaded.items())
 
 
-def settle_mean_teacher(data: Path, init: Path) -> Stage:
+def test_both_networks_of_cps_start_from_the_loaded_encoder(phantom_folder: Path, pretrained: Path) -> None:
+    stage = settled("cps", phantom_folder, pretrained)
+    plan = decide_plan(stage.dataset, stage.selection, device="cpu")
+    method, _ = build_method(
+        stage.recipe, plan, 0, start=lambda method: start_from(stage, method, plan).parts
+    )
+    loaded = load_file(pretrained / "weights.safetensors")
+    assert loaded
+    for network in (method.network, method.second):
+        state = network.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in loaded.items())
+    heads = [network.heads.state_dict() for network in (method.network, method.second)]
+    assert any(not torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
+
+
+def settled(method: str, data: Path, init: Path) -> Stage:
     return settle(
-        "train", data, method="mean_teacher", labels="2", draw=0, test=None, splits=None, fold=None, seed=0,
+        "train", data, method=method, labels="2", draw=0, test=None, splits=None, fold=None, seed=0,
         steps=1, max_time=None, plan=None, patients=None, recipe=None, set_=(), device="cpu", precision="auto",
         threads=None, init=init, adapt_channels=False, partial_init=False, devices=1, nodes=1,
     )  # fmt: skip

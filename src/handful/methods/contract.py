@@ -6,7 +6,7 @@ defaults from the paper) and ``METHOD`` (the class, built as ``METHOD(network, s
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -86,6 +86,9 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def step(self, batch: Any, progress: float) -> StepOutput:
         """Compute the loss of one batch; ``progress`` runs from 0 to 1 over the run."""
+
+    def started(self, parts: Collection[str]) -> None:
+        """Hear which exported parts began with weights of another run; copies of them were taken already."""
 
     def after_step(self, progress: float) -> None:
         """Move what follows the weights (teachers, queues); called after each optimiser step."""

@@ -14,7 +14,7 @@ References:
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -30,6 +30,7 @@ from handful.losses.pseudo_label import pseudo_label
 from handful.losses.segmentation import deep_supervision
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.deep import deep_logits, judged
+from handful.networks.parts import parts_of
 
 BOX_SHARE = (0.25, 0.5)
 """Of an image's volume that a CutMix box takes: the authors' code, whose three boxes of any shape are one here."""
@@ -105,6 +106,13 @@ class CPS(Method):
         self.second = begun_anew(network)
         self.settings = settings
 
+    def started(self, parts: Collection[str]) -> None:
+        """Start the second network from the same parts, as in the paper: heads and what was not loaded differ."""
+        for name in ("encoder", "decoder"):
+            if name in parts or "segmenter" in parts:
+                own, theirs = (getattr(parts_of(network), name) for network in (self.second, self.network))
+                own.load_state_dict(theirs.state_dict())
+
     def batch(self, source: Source) -> Batch:
         """Draw labelled and unlabelled patches, one view of each, and boxes to mix by."""
         settings = self.settings
@@ -177,7 +185,7 @@ class CPS(Method):
 
 
 def begun_anew(network: nn.Module) -> nn.Module:
-    """Return a copy of an untrained network that starts from other weights.
+    """Return a copy of a network that starts from other weights.
 
     Each tensor gets its own values in another order: whatever its starting values were drawn from, the copy's are
     drawn from the same, and a tensor of equal values (a norm's scale) stays.

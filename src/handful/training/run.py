@@ -1,6 +1,6 @@
 """Train one model: from a folder of volumes to a run folder, doing whatever is missing on the way."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -391,9 +391,11 @@ def learn(
             data_hash = read_json(folder.manifest)["dataset"]["hash"]
             save_weights(folder.snapshot(step), parts, weights_header(stage, plan, architecture, data_hash))
 
-    def start(method: Method) -> None:
-        for line in start_from(stage, method, plan):
+    def start(method: Method) -> Collection[str]:
+        began = start_from(stage, method, plan)
+        for line in began.said:
             folder.say(line)
+        return began.parts
 
     loop = stage.recipe.stages().train.loop
     method, architecture = build_method(

@@ -1,10 +1,10 @@
 """What a training starts with: the planned network in its method, another run's weights, the cases to draw from."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +30,14 @@ PROBED_CASES = 8
 
 
 def build_method(
-    recipe: Recipe, plan: Plan, seed: int, *, start: Callable[[Method], None] | None = None
+    recipe: Recipe, plan: Plan, seed: int, *, start: Callable[[Method], Collection[str]] | None = None
 ) -> tuple[Method, dict[str, Any]]:
     """Build the planned network inside its method, weights drawn from ``seed``; also return the architecture.
 
     Args:
         recipe, plan, seed: of the run.
-        start: loads other weights into what the method exports. The method is then made anew around the network, so
-            that the copies it takes of it (teachers) start from those weights too.
+        start: loads other weights into what the method exports and names the parts. The method is then made anew
+            around the network, so that the copies it takes of it (teachers) start from those weights too.
     """
     torch.manual_seed(seed)
     sizes = asdict(plan.network)
@@ -51,9 +51,10 @@ def build_method(
     make = load_method(recipe.name).METHOD
     method: Method = make(network, recipe.method)
     if start is not None:
-        start(method)
+        loaded = start(method)
         torch.manual_seed(seed)
         method = make(network, recipe.method)
+        method.started(loaded)
     return method, architecture
 
 
@@ -70,11 +71,18 @@ def rehearse(stage: Stage, plan: Plan) -> list[str]:
     for recipe in filter(None, stage.recipe.stages()):
         method, _ = build_method(recipe, plan, stage.seed)
         if stage.init is not None:
-            said = start_from(stage, method, plan)
+            said = start_from(stage, method, plan).said
     return said
 
 
-def start_from(stage: Stage, method: Method, plan: Plan) -> list[str]:
+class Start(NamedTuple):
+    """The parts that were loaded, and what is to be said of them."""
+
+    parts: tuple[str, ...]
+    said: list[str]
+
+
+def start_from(stage: Stage, method: Method, plan: Plan) -> Start:
     """Load the parts that another run exported into the same parts of this one, and say how much of each matched.
 
     A segmentation network counts as its encoder and decoder where only those are wanted.
@@ -113,7 +121,7 @@ def start_from(stage: Stage, method: Method, plan: Plan) -> list[str]:
     ]
     if fresh:
         said.append(f"{' and '.join(fresh)} start{'s' if len(fresh) == 1 else ''} untrained")
-    return said
+    return Start(tuple(shared), said)
 
 
 def _check_images(stage: Stage, metadata: Mapping[str, Any], plan: Plan) -> None:
