@@ -1,6 +1,7 @@
 """Laws of synthetic cases: the label fits the image, nothing beyond the volume is claimed, a run makes them once."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -193,7 +194,9 @@ def test_registrations_are_part_of_the_time(
 def test_a_short_run_makes_fewer(asked: int, every: int, steps: int | None, count: int) -> None:
     settings = SamplingSettings(synthetic=asked, synthetic_steps=every)
     loop = LoopSettings(steps=steps, max_time_s=None if steps else 60)
-    assert training_synthetic._count(settings, loop) == count
+    assert training_synthetic._count(settings, loop, 2) == count
+    few = replace(settings, synthetic_up_to=3)
+    assert [training_synthetic._count(few, loop, labelled) for labelled in (3, 4)] == [count, 0]
 
 
 def test_no_registration_begins_when_the_time_is_over() -> None:

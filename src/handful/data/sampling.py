@@ -35,19 +35,21 @@ class SamplingSettings:
             (``data.synthetic``), at most; 0: none.
         synthetic_steps: in a run of few steps, one volume for so many of them; 0: ``synthetic`` whatever its length.
         synthetic_share: of the labelled draws that go to them.
+        synthetic_up_to: with more labelled cases none are made; 0: whatever their number.
     """
 
     foreground: float = 1 / 3
     synthetic: int = 0
     synthetic_steps: int = 0
     synthetic_share: float = 0.5
+    synthetic_up_to: int = 0
 
     def __post_init__(self) -> None:
-        counts = self.synthetic, self.synthetic_steps
+        counts = self.synthetic, self.synthetic_steps, self.synthetic_up_to
         if not 0 <= self.foreground <= 1 or not 0 < self.synthetic_share < 1 or min(counts) < 0:
             raise UsageError(
-                "sampling: foreground lies in [0, 1], synthetic_share in (0, 1), synthetic and synthetic_steps are 0 "
-                f"or more, found {self.foreground}, {self.synthetic_share} and {counts}."
+                "sampling: foreground lies in [0, 1], synthetic_share in (0, 1), synthetic, synthetic_steps and "
+                f"synthetic_up_to are 0 or more, found {self.foreground}, {self.synthetic_share} and {counts}."
             )
 
 

@@ -48,9 +48,10 @@ def with_synthetic(
     Returns:
         The cases, and the seconds it took to make the synthetic ones.
     """
-    pairs = choose_pairs(labelled, others, _count(settings, loop), seed=seed)
+    count = _count(settings, loop, len(labelled))
+    pairs = choose_pairs(labelled, others, count, seed=seed)
     if not pairs:
-        if others:
+        if others and count:
             folder.say("no labelled case takes the shape of another: one volume alone is too large")
         return list(labelled), 0.0
     if folder.writes and not folder.synthetic.exists():
@@ -82,8 +83,10 @@ def with_synthetic(
     return sharing_draws(labelled, made, share=settings.synthetic_share), took
 
 
-def _count(settings: SamplingSettings, loop: LoopSettings) -> int:
-    """Return how many volumes a run of this length gets: one at least, where any are asked for."""
+def _count(settings: SamplingSettings, loop: LoopSettings, labelled: int) -> int:
+    """Return how many volumes a run of this length and budget gets: one at least, where any are asked for."""
+    if 0 < settings.synthetic_up_to < labelled:
+        return 0
     if loop.steps is None or not settings.synthetic_steps:
         return settings.synthetic
     return min(settings.synthetic, max(1, loop.steps // settings.synthetic_steps))
