@@ -20,7 +20,7 @@ from lightning_fabric.plugins import MixedPrecision
 from safetensors.torch import load_file
 from torch import nn
 
-from handful.artefacts import hash_of
+from handful.artefacts import hash_of, read_yaml, write_yaml
 from handful.data.cases import Dataset
 from handful.data.phantom import make_phantom
 from handful.data.plan import read_plan
@@ -180,6 +180,13 @@ def test_one_folder_one_run(phantom_folder: Path, tmp_path: Path, capsys: pytest
     run(phantom_folder, out, steps=2, quiet=False)
     assert "finished; nothing to do" in capsys.readouterr().out
     assert (out / "weights.safetensors").stat().st_mtime_ns == stamp
+    asked = read_yaml(out / "recipe.yaml")
+    del asked["method"]["balance"], asked["loop"]["snapshots"], asked["teach"]
+    write_yaml(out / "recipe.yaml", asked)
+    run(phantom_folder, out, steps=2, quiet=False)
+    assert "nothing to do" in capsys.readouterr().out, "a run from before these settings is this run"
+    with pytest.raises(UsageError, match="differs in: method"):
+        run(phantom_folder, out, steps=2, set_=(*QUICK, "method.balance=0.25"))
     with pytest.raises(UsageError, match="differs in: loop"):
         run(phantom_folder, out, steps=3)
     with pytest.raises(UsageError, match="differs in: labelled, seed"):

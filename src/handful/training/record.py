@@ -1,5 +1,6 @@
 """What a run says of itself: ``recipe.yaml`` (asked), ``manifest.json`` (happened), and the header of its weights."""
 
+import contextlib
 import datetime
 import platform
 import sys
@@ -17,6 +18,7 @@ from handful.data.plan import Plan
 from handful.errors import UsageError
 from handful.networks.weights import read_metadata
 from handful.training.folder import RunFolder, weights_of
+from handful.training.recipe import resolve
 from handful.training.stage import Stage
 
 
@@ -60,7 +62,10 @@ def is_finished(folder: RunFolder, asked: Mapping[str, Any], *, overwrite: bool)
             )
         return False
     there = read_yaml(folder.recipe)
-    # a setting that did not exist when the run began counts as left out
+    with contextlib.suppress(
+        UsageError
+    ):  # a setting that did not exist when the run began counts as left out
+        there |= resolve(None, file=folder.recipe).as_dict()
     differing = sorted(key for key in {*there, *asked} if hash_of(there.get(key)) != hash_of(asked.get(key)))
     if differing:
         raise UsageError(
