@@ -1,6 +1,7 @@
 """Supervised pre-training: the control's loss, its batch, and only what lies under the heads handed over."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,11 @@ def network(dims: int = 3) -> UNet:
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_it_minimises_the_control_s_loss_on_the_control_s_batches(dims: int) -> None:
-    values = {"dice_weight": 0.7, "cross_entropy_weight": 1.3, "balance": 0.2}
+    values: dict[str, Any] = {
+        "dice_weight": 0.7, "cross_entropy_weight": 1.3, "balance": 0.2, "squared_dice": True,
+        "dice_background": True, "dice_smooth": 0.5,
+    }  # fmt: skip
+    assert values.keys() == {field.name for field in dataclasses.fields(Settings)}
     trained = SupervisedPretrain(network(dims), Settings(**values))
     control = Supervised(network(dims), ControlSettings(**values))
     source = phantom_source(dims)

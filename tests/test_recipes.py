@@ -4,6 +4,7 @@ import math
 import re
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from handful.data.plan import NetworkPlan, Normalisation, Plan
 from handful.errors import UsageError
 from handful.methods import load_method, method_names
 from handful.training.recipe import resolve
+from handful.training.run import pretrain, train
 from handful.training.settle import find_recipe
 from handful.training.start import build_method
 
@@ -63,6 +65,26 @@ def test_a_recipe_whose_network_does_not_fit_its_method_fails_to_build(tmp_path:
     file.write_text("name: urpc\nnetwork: {preset: mona-vnet}\nplan: {dims: 3}\n")
     with pytest.raises(UsageError, match="levels"):
         test_the_network_and_the_method_of_a_recipe_fit_each_other(file)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("pcl_published_acdc", "pcl_published_finetune_acdc"),
+        ("pcl_published_chd", "pcl_published_finetune_chd"),
+        ("sscl_published_hippocampus", "sscl_published_finetune_hippocampus"),
+    ],
+)
+def test_a_published_training_starts_from_its_pretraining(
+    before: str, after: str, phantom_folder: Path, tmp_path: Path
+) -> None:
+    small = ("network.preset=null", "plan.width=4", "plan.patch=[32,32]")
+    options: dict[str, Any] = {"labels": "2", "steps": 1, "device": "cpu", "threads": 1, "quiet": True}
+    local = () if "sscl" in before else ("method.batch=2", "method.threshold=0.01")
+    run = pretrain(phantom_folder, tmp_path / "a", recipe=Path(before), set_=(*small, *local), **options)
+    options |= {"init": run, "plan": run / "plan.yaml", "set_": small}
+    done = train(phantom_folder, tmp_path / "b", recipe=Path(after), **options)
+    assert "encoder from" in (done / "log.txt").read_text()
 
 
 def test_the_stages_of_sscl_have_seventy_epochs_each_at_every_budget() -> None:

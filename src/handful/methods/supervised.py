@@ -14,6 +14,7 @@ from torch import nn
 
 from handful.batches import SegmentationBatch
 from handful.data.sampling import Source
+from handful.errors import UsageError
 from handful.losses.labelled import dice_and_fading_cross_entropy, labelled_terms
 from handful.losses.segmentation import deep_supervision
 from handful.methods.contract import Method, Needs, StepOutput
@@ -28,11 +29,20 @@ class Settings:
         dice_weight, cross_entropy_weight: of each.
         balance: how much more pixels of rare classes weigh in the cross entropy when the run begins (each of a class of
             n pixels n^-balance); it falls evenly to 0 at its end (``losses.labelled``). 0: never; nnU-Net.
+        squared_dice, dice_background: squares in the Dice loss's denominator, background among its classes.
+        dice_smooth: added to the numerator and denominator of the Dice loss.
     """
 
     dice_weight: float = 1.0
     cross_entropy_weight: float = 1.0
     balance: float = 0.5
+    squared_dice: bool = False  # nnU-Net; SSCL, SSL4MIS: True
+    dice_background: bool = False  # nnU-Net, SSCL; SSL4MIS: True
+    dice_smooth: float = 1e-5  # nnU-Net; SSCL: 1
+
+    def __post_init__(self) -> None:
+        if self.dice_smooth <= 0:
+            raise UsageError(f"dice_smooth must be positive, found {self.dice_smooth}.")
 
 
 class Supervised(Method):
@@ -58,8 +68,12 @@ class Supervised(Method):
         levels = (
             self.network.deep(batch.image) if isinstance(self.network, UNet) else [self.network(batch.image)]
         )
-        both = dice_and_fading_cross_entropy(self.settings.balance, progress)
-        terms, logs = labelled_terms(deep_supervision(levels, batch.label, both), self.settings)
+        settings = self.settings
+        both = dice_and_fading_cross_entropy(
+            settings.balance, progress, squared=settings.squared_dice,
+            include_background=settings.dice_background, smooth=settings.dice_smooth,
+        )  # fmt: skip
+        terms, logs = labelled_terms(deep_supervision(levels, batch.label, both), settings)
         return StepOutput(terms["dice_loss"] + terms["cross_entropy"], logs)
 
     def exports(self) -> Mapping[str, nn.Module]:

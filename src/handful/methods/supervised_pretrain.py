@@ -31,13 +31,19 @@ class Settings:
     Attributes:
         dice_weight, cross_entropy_weight: of the two terms.
         balance: how much more pixels of rare classes weigh in the cross entropy at first (``losses.labelled``).
+        squared_dice, dice_background, dice_smooth: forms of the Dice loss.
     """
 
     dice_weight: float = 1.0  # nnU-Net
     cross_entropy_weight: float = 1.0  # nnU-Net
     balance: float = 0.5  # as supervised; nnU-Net: 0
+    squared_dice: bool = False  # nnU-Net
+    dice_background: bool = False  # nnU-Net
+    dice_smooth: float = 1e-5  # nnU-Net
 
     def __post_init__(self) -> None:
+        if self.dice_smooth <= 0:
+            raise UsageError(f"dice_smooth must be positive, found {self.dice_smooth}.")
         if min(self.dice_weight, self.cross_entropy_weight) < 0 or not 0 <= self.balance <= 1:
             raise UsageError("the weights must be 0 or more and balance between 0 and 1.")
         if self.dice_weight == self.cross_entropy_weight == 0:
@@ -69,8 +75,12 @@ class SupervisedPretrain(Method):
         levels = (
             self.network.deep(batch.image) if isinstance(self.network, UNet) else [self.network(batch.image)]
         )
-        both = dice_and_fading_cross_entropy(self.settings.balance, progress)
-        terms, logs = labelled_terms(deep_supervision(levels, batch.label, both), self.settings)
+        settings = self.settings
+        both = dice_and_fading_cross_entropy(
+            settings.balance, progress, squared=settings.squared_dice,
+            include_background=settings.dice_background, smooth=settings.dice_smooth,
+        )  # fmt: skip
+        terms, logs = labelled_terms(deep_supervision(levels, batch.label, both), settings)
         return StepOutput(terms["dice_loss"] + terms["cross_entropy"], logs, terms)
 
     def exports(self) -> Mapping[str, nn.Module]:
