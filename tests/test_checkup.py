@@ -66,6 +66,15 @@ def test_a_collapse_stops_the_run_unless_told_otherwise(spread: float, collapses
         watch(Checkup(None))
 
 
+def test_features_that_no_term_keeps_apart_may_be_one_point() -> None:
+    checkup = Checkup(None)
+    for step in range(ROWS + 1):
+        same = Watched(torch.ones(32, 1, 8), stops=False)
+        checkup.add(StepOutput(torch.tensor(1.0), {}, watched=same))
+        row = checkup.row(Nothing(), {"step": step, "loss": 1.0}, 0.5)  # type: ignore[arg-type]
+        assert row["health/deviation"] == 0
+
+
 def test_a_standing_probe_stops_and_a_resumed_checkup_goes_on_as_the_first() -> None:
     scores = iter([0.2, 0.5, 0.4, 0.4, 0.4, 0.4])
 

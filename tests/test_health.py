@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from handful.errors import RunError
-from handful.methods.contract import Watched
+from handful.methods.contract import Watched, watched_places
 from handful.methods.pcl import PCL, Settings
 from handful.networks.build import build_network, unet_architecture
 from handful.training.health import (
@@ -295,6 +295,55 @@ def test_terms_are_measured_at_the_deepest_level_they_share() -> None:
     assert norms["health/gradient_half"].item() == pytest.approx(norm / 2, rel=1e-5)
     assert {id(p) for p in shared_parameters(made("supervised", 3).exports())}
     assert shared_parameters({"decoder": nn.Linear(2, 2)}) == []
+
+
+@pytest.mark.parametrize("size", [(5, 7), (40, 30), (4, 6, 5)])
+def test_watched_places_lie_all_over_the_maps_and_keep_their_views_together(size: tuple[int, ...]) -> None:
+    views = torch.arange(3 * math.prod(size)).view(3, 1, 1, *size).float()
+    maps = torch.cat([views, -views], dim=1).expand(3, 2, 4, *size).requires_grad_()
+    z = watched_places(maps).embeddings
+    count = 3 * math.prod(size)
+    assert len(z) == math.ceil(count / math.ceil(count / 256)) <= 256
+    assert z.shape[1:] == (2, 4)
+    assert not z.requires_grad
+    assert torch.equal(z[:, 0], -z[:, 1]), "the same place in both views"
+    steps = z[:, 0, 0].diff()
+    assert steps.unique().tolist() == [math.ceil(count / 256)], "evenly, from the first image to the last"
+
+
+@pytest.mark.parametrize("name", ["sscl", "gcl"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_local_stages_are_watched_and_a_point_stops_them(name: str, dims: int) -> None:
+    """They watched nothing once: a collapse of the local stage went unseen."""
+    method = made(name, dims)
+    watched = method.step(method.batch(phantom_source(dims, progress=0.9)), 0.9).watched
+    assert watched is not None
+    assert watched.stops
+    count, views, _ = watched.embeddings.shape
+    assert views == 2
+    assert 8 <= count <= 256
+    for parameter in method.parameters():
+        parameter.data.zero_()
+    meter = Meter()
+    for step in range(ROWS):
+        source = phantom_source(dims, step=step, progress=0.9)
+        point = method.step(method.batch(source), 0.9).watched
+        assert point is not None
+        meter.add(point)
+    assert collapsed([{"loss": 1.0, **meter.row()}] * ROWS, progress=0.9, together=meter.together) is not None
+
+
+@pytest.mark.parametrize("name", ["rotation", "mae", "models_genesis", "supervised_pretrain"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_features_that_no_term_keeps_apart_are_measured_and_stop_nothing(name: str, dims: int) -> None:
+    method = made(name, dims)
+    batch = method.batch(phantom_source(dims))
+    watched = method.step(batch, 0.5).watched
+    assert watched is not None
+    assert not watched.stops
+    assert not watched.embeddings.requires_grad
+    images = next(value for value in batch if value.ndim == dims + 2)
+    assert watched.embeddings.shape == (len(images), 1, 8)
 
 
 def small_pcl(norm: str) -> PCL:

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from handful.data.sampling import Source
@@ -21,11 +22,34 @@ class Watched(NamedTuple):
         embeddings: (B, V, E), detached, before or after normalisation.
         position: (B,) relative position of each item along the axis it is a slice of, if the method has it.
         axis: which of D, H, W that is: positions along different axes are not compared.
+        stops: whether a run ends when they have become one point: not if no term of the loss keeps them apart.
     """
 
     embeddings: Tensor
     position: Tensor | None = None
     axis: int = 0
+    stops: bool = True
+
+
+PLACES = 256
+"""Of maps, watched in a step at most: as many as the meter keeps."""
+
+
+def watched_places(maps: Tensor) -> Watched:
+    """Watch places of maps, evenly spaced over images and space, each in all views.
+
+    Args:
+        maps: (B, V, E, *S), or (B, V, E, R) of R regions.
+    """
+    each = maps.detach().movedim((1, 2), (-2, -1))  # (B, *S, V, E)
+    count = each[..., 0, 0].numel()
+    places = torch.arange(0, count, -(-count // PLACES), device=maps.device)
+    return Watched(each[torch.unravel_index(places, each.shape[:-2])])
+
+
+def watched_average(features: Tensor) -> Watched:
+    """Watch feature maps (B, E, *S) averaged over space: for the record, as no term of the loss keeps them apart."""
+    return Watched(features.detach().flatten(2).mean(2)[:, None], stops=False)
 
 
 class StepOutput(NamedTuple):

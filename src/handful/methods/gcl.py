@@ -30,7 +30,7 @@ from handful.losses.global_local import (
 )
 from handful.losses.mixcl import overlapping
 from handful.losses.processes import gathered
-from handful.methods.contract import Method, Needs, StepOutput, Watched
+from handful.methods.contract import Method, Needs, StepOutput, Watched, watched_places
 from handful.networks.heads import PixelHead, VectorHead
 from handful.networks.levels import decode, level_strides, train_up_to
 from handful.networks.parts import parts_of
@@ -221,7 +221,8 @@ class GCL(Method):
         corners = region_corners(maps.shape[2:], region=REGION)
         first, second = self.region_head(regions(maps, corners, size=REGION)).float().chunk(2)
         loss = local_contrast(first, second, nearest_regions(corners), temperature=self.settings.temperature)
-        return StepOutput(loss, {"local_contrast": loss.detach()})
+        watched = watched_places(torch.stack([first, second], dim=1).movedim(2, 3))
+        return StepOutput(loss, {"local_contrast": loss.detach()}, watched=watched)
 
     def _check_regions(self, patch: tuple[int, ...]) -> None:
         """Say before the first step that the local stage has no room for its regions."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from handful.data.sampling import Source
 from handful.errors import UsageError
 from handful.losses.reconstruction import reconstruction_error
-from handful.methods.contract import Method, Needs, StepOutput
+from handful.methods.contract import Method, Needs, StepOutput, watched_average
 from handful.networks.parts import parts_of
 
 BLOCKS = 4
@@ -85,9 +85,10 @@ class MAE(Method):
     def step(self, batch: Any, progress: float) -> StepOutput:
         """Distance of the reconstruction to the patch, over the hidden voxels alone."""
         visible = batch.image.masked_fill(batch.hidden.unsqueeze(1), 0.0)
-        filled = self.head(self.decoder(self.encoder(visible))[0]).float()
+        features = self.encoder(visible)
+        filled = self.head(self.decoder(features)[0]).float()
         loss = reconstruction_error(filled, batch.image, batch.hidden, norm=self.settings.norm)
-        return StepOutput(loss, {"reconstruction": loss.detach()})
+        return StepOutput(loss, {"reconstruction": loss.detach()}, watched=watched_average(features[-1]))
 
     def exports(self) -> Mapping[str, nn.Module]:
         """Encoder and decoder; the head is dropped."""

@@ -17,7 +17,7 @@ from handful.data.augment.corruption import CorruptionSettings, apply_corruption
 from handful.data.sampling import Source
 from handful.errors import DataError
 from handful.losses.reconstruction import reconstruction_error
-from handful.methods.contract import Method, Needs, StepOutput
+from handful.methods.contract import Method, Needs, StepOutput, watched_average
 from handful.networks.parts import parts_of
 
 
@@ -77,11 +77,12 @@ class ModelsGenesis(Method):
 
     def step(self, batch: Any, progress: float) -> StepOutput:
         """Distance of the restored patch to the clean one, over all its voxels."""
-        restored = self.head(self.decoder(self.encoder(batch.corrupted))[0]).float()
+        features = self.encoder(batch.corrupted)
+        restored = self.head(self.decoder(features)[0]).float()
         if self.settings.unit_range:
             restored = restored.sigmoid()
         loss = reconstruction_error(restored, batch.clean, norm=self.settings.norm)
-        return StepOutput(loss, {"reconstruction": loss.detach()})
+        return StepOutput(loss, {"reconstruction": loss.detach()}, watched=watched_average(features[-1]))
 
     def exports(self) -> Mapping[str, nn.Module]:
         """Encoder and decoder; the head is dropped."""

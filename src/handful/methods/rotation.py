@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from handful.data.sampling import Source
 from handful.errors import UsageError
-from handful.methods.contract import Method, Needs, StepOutput
+from handful.methods.contract import Method, Needs, StepOutput, watched_average
 from handful.networks.parts import parts_of
 
 EQUAL = 1.05
@@ -171,10 +171,12 @@ class Rotation(Method):
 
     def step(self, batch: Any, progress: float) -> StepOutput:
         """Cross entropy of the turn."""
-        logits = self.head(self.encoder(batch.image)[-1].flatten(2).mean(2)).float()
+        deepest = self.encoder(batch.image)[-1]
+        logits = self.head(deepest.flatten(2).mean(2)).float()
         loss = F.cross_entropy(logits, batch.turn)
         correct = (logits.argmax(1) == batch.turn).float().mean()
-        return StepOutput(loss, {"cross_entropy": loss.detach(), "accuracy": correct})
+        logs = {"cross_entropy": loss.detach(), "accuracy": correct}
+        return StepOutput(loss, logs, watched=watched_average(deepest))
 
     def exports(self) -> Mapping[str, nn.Module]:
         """The encoder; the classifier is dropped."""

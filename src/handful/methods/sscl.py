@@ -26,7 +26,7 @@ from handful.losses.mixcl import identity_contrast, overlapping
 from handful.losses.pixel import pixel_contrast
 from handful.losses.processes import gathered
 from handful.losses.segmentation import downsampled
-from handful.methods.contract import Method, Needs, StepOutput, Watched
+from handful.methods.contract import Method, Needs, StepOutput, Watched, watched_places
 from handful.networks.heads import PixelHead, VectorHead
 from handful.networks.levels import decode, level_strides, train_up_to
 from handful.networks.parts import parts_of
@@ -184,7 +184,7 @@ class SSCL(Method):
         else:
             stride = self.settings.stride if self.settings.local in ("stride", "self") else None
             loss = pixel_contrast_across_processes(z, label, temperature=temperature, stride=stride)
-        return StepOutput(loss, {"local_contrast": loss.detach()})
+        return StepOutput(loss, {"local_contrast": loss.detach()}, watched=watched_places(z))
 
     def exports(self) -> Mapping[str, nn.Module]:
         """Encoder and decoder; the heads are dropped. The global stage alone trains the encoder only."""

@@ -19,7 +19,7 @@ from handful.data.sampling import Source
 from handful.errors import UsageError
 from handful.losses.labelled import dice_and_fading_cross_entropy, labelled_terms
 from handful.losses.segmentation import deep_supervision
-from handful.methods.contract import Method, Needs, StepOutput
+from handful.methods.contract import Method, Needs, StepOutput, watched_average
 from handful.networks.parts import parts_of
 from handful.networks.unet import UNet
 
@@ -72,16 +72,20 @@ class SupervisedPretrain(Method):
 
     def step(self, batch: Any, progress: float) -> StepOutput:
         """Dice and cross entropy, averaged over the decoder levels that predict."""
-        levels = (
-            self.network.deep(batch.image) if isinstance(self.network, UNet) else [self.network(batch.image)]
-        )
+        watched = None
+        if isinstance(self.network, UNet):
+            maps = self.network.decoder(self.network.encoder(batch.image))  # the last is the deepest feature
+            levels = [head(each) for head, each in zip(self.network.heads, maps)]
+            watched = watched_average(maps[-1])
+        else:
+            levels = [self.network(batch.image)]
         settings = self.settings
         both = dice_and_fading_cross_entropy(
             settings.balance, progress, squared=settings.squared_dice,
             include_background=settings.dice_background, smooth=settings.dice_smooth,
         )  # fmt: skip
         terms, logs = labelled_terms(deep_supervision(levels, batch.label, both), settings)
-        return StepOutput(terms["dice_loss"] + terms["cross_entropy"], logs, terms)
+        return StepOutput(terms["dice_loss"] + terms["cross_entropy"], logs, terms, watched)
 
     def exports(self) -> Mapping[str, nn.Module]:
         """Encoder and decoder; the heads are dropped."""

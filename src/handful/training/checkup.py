@@ -62,7 +62,7 @@ class Checkup:
             if self.stopper is not None and self.stopper.add(score):
                 self.stopped = True
         self.rows = [*self.rows, {**row, **measured}][-ROWS:]
-        if self.stop_on_collapse:
+        if self.stop_on_collapse and self.meter.stops:
             said = collapsed(self.rows, progress=progress, together=self.meter.together)
             if said:
                 raise RunError(f"step {int(row['step'])}: {said}")

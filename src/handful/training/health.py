@@ -173,6 +173,7 @@ class Meter:
     def __init__(self, items: int = 256) -> None:
         self.items = items
         self.together = 0
+        self.stops = True
         self.embeddings = torch.empty(0)
         self.position = torch.empty(0)
         self.axis = torch.empty(0, dtype=torch.int64)
@@ -186,6 +187,7 @@ class Meter:
         if watched is None:
             self.embeddings, self.position, self.axis = self.embeddings[:0], self.position[:0], self.axis[:0]
             return
+        self.stops = watched.stops
         z = watched.embeddings.detach().float()
         position = watched.position
         if position is None:
