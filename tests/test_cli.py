@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -308,3 +309,22 @@ def test_the_documented_options_exist() -> None:
             assert name in commands, name
             assert set(re.findall(r"--[a-z-]+", rest)) <= commands[name], name
     assert lines > 12
+
+
+def test_the_docs_name_the_folders_that_the_demo_writes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[Path] = []
+    for name, stub in {
+        "handful.data.phantom.make_phantom": lambda data, **_: made.append(data),
+        "handful.training.run.train": lambda data, run, **_: made.append(run),
+        "handful.inference.predict.predict": lambda *_, **__: None,
+        "handful.metrics.evaluate.evaluate": lambda *_, **__: SimpleNamespace(mean={"dice": None}),
+        "handful.report.page.write_report": lambda run: run / "report.html",
+        "handful.cli.demo._verdict": lambda *_: "",
+    }.items():
+        monkeypatch.setattr(name, stub)
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--quiet"]) == 0
+    page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
+    (row,) = (line for line in page.splitlines() if line.startswith("| `handful demo"))
+    assert re.findall(r"`(demo/[\w-]+)`", row) == [str(path.relative_to(tmp_path)) for path in made]
