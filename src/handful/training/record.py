@@ -62,9 +62,8 @@ def is_finished(folder: RunFolder, asked: Mapping[str, Any], *, overwrite: bool)
             )
         return False
     there = read_yaml(folder.recipe)
-    with contextlib.suppress(
-        UsageError
-    ):  # a setting that did not exist when the run began counts as left out
+    # a setting that did not exist when the run began counts as left out
+    with contextlib.suppress(UsageError):
         there |= resolve(None, file=folder.recipe).as_dict()
     differing = sorted(key for key in {*there, *asked} if hash_of(there.get(key)) != hash_of(asked.get(key)))
     if differing:
