@@ -57,6 +57,8 @@ GRID = {
     "development-oasis-2": Cell("OASIS_Subcortical", "2", "5", 2, 400, None, "development"),
     "development-acdc-3p": Cell("ACDC", "3p", "20p", 2, 1200, None, "development"),
     "development-2-images": Cell("Task04_Hippocampus", "2", "20", 4, 1500, None, "development and images"),
+    "development-10-images": Cell("Task04_Hippocampus", "10", "20", 2, 3000, None, "development and images"),
+    "development-20-images": Cell("Task04_Hippocampus", "20", "20", 1, 3000, None, "development and images"),
     "development-10": Cell("Task04_Hippocampus", "10", "20", 2, 2000, None, "development"),
 }
 
