@@ -213,7 +213,10 @@ def _spread(metrics: Rows) -> str:
         f"deviation {deviation[1]:.2g} (first {deviation[0]:.2g})"
     )
     if rank[1] < RANK and deviation[1] < SPREAD:
-        return f"The embeddings have become one point: {change}. They tell nothing apart."
+        return (
+            f"The embeddings have become one point: {change}. If the method's loss is to keep them apart, it has "
+            "collapsed; features of a reconstruction may lie like that."
+        )
     return f"The embeddings still differ at the end: {change}."
 
 
