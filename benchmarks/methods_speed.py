@@ -1,9 +1,9 @@
-"""What a step of every training method costs beside the control's: time and peak memory, 2D and 3D, on real sets.
+"""What a step of every method costs beside the control's: images, time and peak memory, 2D and 3D, on real sets.
 
-    python benchmarks/methods_speed.py DATA_FOLDER [--steps 4] [--threads 1] [--only fixmatch]
+    python benchmarks/methods_speed.py DATA_FOLDER [--steps 4] [--threads 1] [--only fixmatch] [--sets planned 3D ACDC]
 
-Each method trains a few steps with its default settings and the set's plan, late in its run, when all its terms are on,
-in a process of its own. The median time of a step is of the processors, with which programs beside this one interfere
+Each method, trainings and pre-trainings, does a few steps with its own recipe and the set's plan, late in its run, when
+all its terms are on, in a process of its own. ``planned`` is Hippocampus as a CPU's plan has it, ``3D`` the same in 3D. The median time of a step is of the processors, with which programs beside this one interfere
 least; the control is measured first and last, and the ratio is to the mean of both. Peak memory is the most resident
 memory of the process, a few cases included. DATA_FOLDER holds Task04_Hippocampus and ACDC.
 """
@@ -30,8 +30,12 @@ from handful.training.decisions import choose_cases, decide_plan
 from handful.training.recipe import resolve
 from handful.training.start import build_method, sources
 
-SETS = {"3D": ("Task04_Hippocampus", "4"), "2D": ("ACDC", "2p")}
-"""Folder and budget."""
+SETS = {
+    "planned": ("Task04_Hippocampus", "4", None),
+    "3D": ("Task04_Hippocampus", "4", 3),
+    "ACDC": ("ACDC", "2p", None),
+}
+"""Folder, budget, and dimensions where they are not the plan's choice."""
 
 UNLABELLED = 8
 """Cases without labels that are loaded; the rest would only take time to read."""
@@ -46,7 +50,7 @@ def chosen(data: Path, labels: str) -> Any:
 
 
 def one(data: Path, labels: str, plan_file: Path, name: str, steps: int) -> dict[str, float]:
-    """Train a few steps in this process; return the median processor and clock seconds of one, and the peak in GB."""
+    """Train a few steps in this process; return the images of one, its median seconds, and the peak in GB."""
     device = torch.device("cpu")
     _, selection = chosen(data, labels)
     plan = read_plan(plan_file)
@@ -60,8 +64,9 @@ def one(data: Path, labels: str, plan_file: Path, name: str, steps: int) -> dict
             if parameter.ndim == plan.dims + 2:
                 parameter.data = parameter.data.to(memory_format=memory_format)
     source = sources(
-        recipe, plan, labelled=cases[:known], unlabelled=cases[known:], one_plane=False, device=device, seed=0
-    )
+        recipe, plan, labelled=cases[:known], unlabelled=cases[known:], one_plane=method.kind == "pretrain",
+        device=device, seed=0,
+    )  # fmt: skip
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-3, fused=True)
     work, clock = [], []
@@ -76,18 +81,25 @@ def one(data: Path, labels: str, plan_file: Path, name: str, steps: int) -> dict
         work.append(time.process_time() - before)
         clock.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    return {"work": median(work[1:]), "clock": median(clock[1:]), "peak": peak}
+    images = [x for x in batch if isinstance(x, torch.Tensor) and x.ndim == plan.dims + 2]
+    return {
+        "images": sum(map(len, images)),
+        "work": median(work[1:]),
+        "clock": median(clock[1:]),
+        "peak": peak,
+    }
 
 
 def main() -> None:
-    training = [name for name in method_names() if load_method(name).METHOD.kind == "train"]
+    kinds = {name: load_method(name).METHOD.kind for name in method_names()}
+    every = sorted(kinds, key=lambda name: (kinds[name] == "pretrain", name))
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="*", default=training, choices=training)
+    parser.add_argument("--only", nargs="*", default=every, choices=every)
     parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -96,18 +108,20 @@ def main() -> None:
         labels, plan, name = json.loads(given.child)
         print(json.dumps(one(given.data, labels, Path(plan), name, given.steps)))
         return
-    for dims in given.sets:
-        folder, labels = SETS[dims]
+    for chosen_set in given.sets:
+        folder, labels, dims = SETS[chosen_set]
         with tempfile.TemporaryDirectory() as temporary:
             dataset, selection = chosen(given.data / folder, labels)
-            plan = decide_plan(dataset, selection, device="cpu", dims=int(dims[0]))
+            plan = decide_plan(dataset, selection, device="cpu", dims=dims)
             write_plan(Path(temporary) / "plan.yaml", plan)
             sides = " x ".join(map(str, plan.patch))
             print(
-                f"\n{folder}, {plan.dims}D patches {sides}, batch {plan.batch}, {given.threads} threads, float32\n"
+                f"\n{folder}, {plan.dims}D patches {sides}, {len(plan.planes)} planes, batch {plan.batch}, "
+                f"{given.threads} threads, float32\n"
             )
             print(
-                "| method | processor s a step | times the control's | s a step | peak memory |\n|---|---|---|---|---|"
+                "| method | images a step | processor s a step | times the control's | s a step | peak memory |\n"
+                "|---|---|---|---|---|---|"
             )
             names = ["supervised", *(name for name in given.only if name != "supervised"), "supervised"]
             found = []
@@ -124,7 +138,7 @@ def main() -> None:
         control = mean(each["work"] for each in (found[0], found[-1]))
         for name, each in zip(names, found):
             print(
-                f"| {name} | {each['work']:.2f} | {each['work'] / control:.2f} | {each['clock']:.2f} "
+                f"| {name} | {each['images']:.0f} | {each['work']:.2f} | {each['work'] / control:.2f} | {each['clock']:.2f} "
                 f"| {each['peak']:.2f} GB |",
                 flush=True,
             )
