@@ -3,9 +3,10 @@
     python benchmarks/methods_speed.py DATA_FOLDER [--steps 4] [--threads 1] [--only fixmatch] [--sets planned 3D ACDC]
 
 Each method, trainings and pre-trainings, does a few steps with its own recipe and the set's plan, late in its run, when
-all its terms are on, in a process of its own. ``planned`` is Hippocampus as a CPU's plan has it, ``3D`` the same in 3D. The median time of a step is of the processors, with which programs beside this one interfere
-least; the control is measured first and last, and the ratio is to the mean of both. Peak memory is the most resident
-memory of the process, a few cases included. DATA_FOLDER holds Task04_Hippocampus and ACDC.
+all its terms are on, in a process of its own. ``planned`` is Hippocampus as a CPU's plan has it, ``3D`` the same in 3D.
+The median time of a step is of the processors, with which programs beside this one interfere least; the control is
+measured first and last, and the ratio is to the mean of both. Peak memory is the most resident memory of the process, a
+few cases included. DATA_FOLDER holds Task04_Hippocampus and ACDC.
 """
 
 import argparse
@@ -138,8 +139,8 @@ def main() -> None:
         control = mean(each["work"] for each in (found[0], found[-1]))
         for name, each in zip(names, found):
             print(
-                f"| {name} | {each['images']:.0f} | {each['work']:.2f} | {each['work'] / control:.2f} | {each['clock']:.2f} "
-                f"| {each['peak']:.2f} GB |",
+                f"| {name} | {each['images']:.0f} | {each['work']:.2f} | {each['work'] / control:.2f} "
+                f"| {each['clock']:.2f} | {each['peak']:.2f} GB |",
                 flush=True,
             )
 
