@@ -246,6 +246,16 @@ def test_sign_flip_test_is_exact_for_few_patients() -> None:
     assert alone.p == 1.0
 
 
+def test_a_difference_is_that_of_the_two_means_whatever_was_scored() -> None:
+    """A model that invents a structure in half the volumes is worse, though no volume is scored in both for it."""
+    groups = [str(i) for i in range(20)]
+    sober, inventive = [0.8] * 10 + [np.nan] * 10, [0.8] * 10 + [0.0] * 10
+    found = paired_bootstrap(inventive, sober, groups)
+    assert found.mean == pytest.approx(mean_score(inventive) - mean_score(sober)) == pytest.approx(-0.4)
+    assert found.high < 0
+    assert found.p < 0.01
+
+
 def test_p_values_are_even_when_nothing_differs() -> None:
     rng = np.random.default_rng(9)
     ps = [

@@ -143,9 +143,28 @@ def test_a_comparison_is_paired_by_draw_and_case() -> None:
     assert estimate(control, names(15)).high - estimate(control, names(15)).low > 0.2
 
 
-def test_a_case_unscored_in_one_arm_counts_in_neither() -> None:
-    found = compare([[[0.9], [0.1]]], [[[0.8], [np.nan]]], ["a", "b"])
-    assert found.mean == pytest.approx(0.1)
+def test_the_difference_is_that_of_the_two_means_whatever_was_scored() -> None:
+    rng = np.random.default_rng(8)
+    for _ in range(20):
+        arms = [
+            [np.where(rng.random((9, 3)) < 0.4, np.nan, rng.random((9, 3))) for _ in range(3)] for _ in "ab"
+        ]
+        found = compare(arms[0], arms[1], names(9))
+        assert found.mean == pytest.approx(
+            estimate(arms[0], names(9)).mean - estimate(arms[1], names(9)).mean
+        )
+        other = compare(arms[1], arms[0], names(9))
+        assert (other.mean, other.low, other.high) == pytest.approx((-found.mean, -found.high, -found.low))
+
+
+def test_an_arm_that_invents_a_structure_in_half_the_cases_is_worse() -> None:
+    """Where the reference is empty, a case is scored only in the arm that found something there: with 0."""
+    there, empty = [[0.8]] * 10, [[np.nan]] * 10
+    sober = np.array(there + empty)
+    inventive = np.array(there + [[0.0]] * 10)
+    found = compare([inventive] * 3, [sober] * 3, names(20))
+    assert found.mean == pytest.approx(0.4 - 0.8)
+    assert found.p < 0.01
 
 
 def test_holm_by_hand() -> None:

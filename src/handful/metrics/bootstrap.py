@@ -14,7 +14,7 @@ class Difference(NamedTuple):
         mean: a minus b.
         low: lower end of its bootstrap interval; NaN with fewer than two patients.
         high: upper end.
-        p: two-sided p-value of the sign-flip test over patients; 1 with fewer than two patients.
+        p: two-sided p-value when the two are exchanged on patients at random; 1 with fewer than two patients.
     """
 
     mean: float
@@ -89,32 +89,33 @@ def paired_bootstrap(
 ) -> Difference:
     """Compare two models on the same volumes: difference of ``mean_score``, its interval, and a test.
 
-    Only entries scored in both count. The p-value flips the sign of whole patients at random: under the null
-    hypothesis the two models are interchangeable on each patient.
+    The mean is the difference of the two means: a structure that only one of the models invents counts in that model.
+    The p-value exchanges the models on whole patients at random: under the null hypothesis that changes nothing.
 
     Args:
         a: (N,) or (N, K) scores of one model.
         b: scores of the other, same shape and order.
         groups: (N,) patient of each volume.
-        resamples: number of draws and of sign flips.
+        resamples: number of draws and of exchanges.
         seed: of both.
         level: share of the draws inside the interval.
     """
     first, second = _columns(a), _columns(b)
     if first.shape != second.shape:
         raise ValueError(f"paired scores must have one shape, found {first.shape} and {second.shape}")
-    difference = first - second
-    mean = mean_score(difference)
-    index = _group_index(groups, len(difference))
-    if len(difference) == 0 or index.max() == 0:
+    mean = mean_score(first) - mean_score(second)
+    index = _group_index(groups, len(first))
+    if len(first) == 0 or index.max() == 0:
         return Difference(mean, float("nan"), float("nan"), 1.0)
     count = int(index.max()) + 1
-    totals, counts = _group_totals(difference, index)
-    low, high = _interval(_means(_draws(count, resamples, seed), totals, counts), level)
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(resamples, count))
-    flipped = _means(signs, totals, counts.sum(0, keepdims=True), count_weights=np.ones((1, 1)))
-    # rounding must not make the observed difference look rarer than its own mirror image
-    extreme = int((np.abs(flipped) >= abs(mean) * (1 - 1e-9)).sum())
+    sides = [_group_totals(side, index) for side in (first, second)]
+    drawn = _draws(count, resamples, seed)
+    low, high = _interval(_means(drawn, *sides[0]) - _means(drawn, *sides[1]), level)
+    kept = np.random.default_rng(seed).choice((0.0, 1.0), size=(resamples, count))
+    both = [np.vstack(parts) for parts in zip(*sides)]
+    exchanged = _means(np.hstack([kept, 1 - kept]), *both) - _means(np.hstack([1 - kept, kept]), *both)
+    # rounding must not make the observed difference look rarer than its own mirror image; no number is no evidence
+    extreme = int((~(np.abs(exchanged) < abs(mean) * (1 - 1e-9))).sum())
     return Difference(mean, low, high, (1 + extreme) / (1 + resamples))
 
 
@@ -148,14 +149,10 @@ def _draws(count: int, resamples: int, seed: int) -> NDArray[np.float64]:
 
 
 def _means(
-    weights: NDArray[np.float64],
-    totals: NDArray[np.float64],
-    counts: NDArray[np.float64],
-    *,
-    count_weights: NDArray[np.float64] | None = None,
+    weights: NDArray[np.float64], totals: NDArray[np.float64], counts: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return the mean over classes of the weighted mean over volumes, one a row of ``weights``; NaN if none counts."""
-    scored = (weights if count_weights is None else count_weights) @ counts
+    scored = weights @ counts
     present = np.broadcast_to(scored > 0, (len(weights), totals.shape[1]))
     means = np.where(present, weights @ totals / np.where(scored > 0, scored, 1.0), 0.0)
     classes = present.sum(1)

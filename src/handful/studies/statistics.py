@@ -83,7 +83,47 @@ def estimate(
         >>> round(estimate([[0.8, 0.6], [0.9, 0.7]], ["a", "b"]).mean, 3)
         0.75
     """
-    means = np.array([mean_score(table) for table in tables])
+    means = [mean_score(table) for table in tables]
+    return _concluded(
+        means, _resampled(tables, patients, resamples=resamples, seed=seed), len(set(patients)), level=level
+    )
+
+
+def compare(
+    tables: Sequence[ArrayLike], control: Sequence[ArrayLike], patients: Sequence[str], *, seed: int = 0
+) -> Estimate:
+    """Return the difference of an arm's mean to the control's, paired by draw and patient; see ``estimate``.
+
+    It is the difference of the two means as ``estimate`` gives them: a structure that only one of the arms invents
+    counts in that arm, as it does in its Dice. Both see the same resamples of patients.
+
+    Args:
+        tables: of the arm, one a draw.
+        control: of the control, for the same draws.
+        patients: of each row.
+        seed: of the resamples.
+    """
+    means = [mean_score(a) - mean_score(b) for a, b in zip(tables, control, strict=True)]
+    own, other = (_resampled(side, patients, resamples=RESAMPLES, seed=seed) for side in (tables, control))
+    return _concluded(means, own - other, len(set(patients)), level=LEVEL)
+
+
+def _resampled(
+    tables: Sequence[ArrayLike], patients: Sequence[str], *, resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """Return the mean over draws in each resample of patients; the same seed, the same resamples."""
+    if not tables:
+        return np.full(resamples, np.nan)
+    drawn = [resampled_means(table, patients, resamples=resamples, seed=seed) for table in tables]
+    over_draws: NDArray[np.float64] = np.mean(drawn, axis=0)
+    return over_draws
+
+
+def _concluded(
+    of_draws: Sequence[float], of_resamples: NDArray[np.float64], patients: int, *, level: float
+) -> Estimate:
+    """Return what ``estimate`` does, from the mean of each draw and the mean in each resample of patients."""
+    means = np.asarray(of_draws, float)
     mean = float(means.mean()) if len(means) else float("nan")
     sd = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
     nothing = Estimate(mean, sd, float("nan"), float("nan"), float("nan"), len(means))
@@ -92,12 +132,8 @@ def estimate(
     terms = []  # (variance, degrees of freedom)
     if len(means) > 1:
         terms.append((sd**2 / len(means), len(means) - 1))
-    count = len(set(patients))
-    if count > 1:
-        drawn = np.mean(
-            [resampled_means(table, patients, resamples=resamples, seed=seed) for table in tables], axis=0
-        )
-        terms.append((float(np.nanvar(drawn, ddof=1)) * count / (count - 1), count - 1))
+    if patients > 1:
+        terms.append((float(np.nanvar(of_resamples, ddof=1)) * patients / (patients - 1), patients - 1))
     if not terms:
         return nothing
     variance = sum(v for v, _ in terms)
@@ -109,14 +145,6 @@ def estimate(
     half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
     p = 2 * float(stats.t.sf(abs(mean) / error, freedom))
     return Estimate(mean, sd, mean - half, mean + half, p, len(means))
-
-
-def compare(
-    tables: Sequence[ArrayLike], control: Sequence[ArrayLike], patients: Sequence[str], *, seed: int = 0
-) -> Estimate:
-    """Return the paired difference to the control, draw by draw and case by case; see ``estimate``."""
-    differences = [np.asarray(a, float) - np.asarray(b, float) for a, b in zip(tables, control, strict=True)]
-    return estimate(differences, patients, seed=seed)
 
 
 def holm(p: Sequence[float]) -> list[float]:
