@@ -217,16 +217,67 @@ def test_a_control_that_falls_counts_with_its_first_crossing() -> None:
     assert equal_labels([5], [0.6], 0.5) == Saved(5.0, "below")
 
 
+def curve_of(rng: np.random.Generator, *, draws: int, patients: int = 20) -> list[tuple[float, dict]]:
+    """Draw a control at 2, 8 and 32 labels."""
+    return [
+        (n, dict(enumerate(crossed(rng, draws=draws, patients=patients, sd=(0.01, 0.02, 0.01), mean=mean))))
+        for n, mean in ((2, 0.6), (8, 0.8), (32, 0.9))
+    ]
+
+
 def test_labels_saved_brackets_what_it_finds() -> None:
     rng = np.random.default_rng(7)
-    curve = [
-        (n, crossed(rng, draws=4, patients=20, sd=(0.01, 0.02, 0.01), mean=m))
-        for n, m in ((2, 0.6), (8, 0.8), (32, 0.9))
-    ]
-    method = crossed(rng, draws=4, patients=20, sd=(0.01, 0.02, 0.01), mean=0.8)
-    found, low, high = labels_saved(method, curve, names(20))
+    curve = curve_of(rng, draws=4)
+    method = dict(enumerate(crossed(rng, draws=4, patients=20, sd=(0.01, 0.02, 0.01), mean=0.8)))
+    found, bounds = labels_saved(method, curve, names(20))
     assert found.where == "inside"
-    assert 2 < low < found.labels < high < 32
+    assert 2 < bounds.low < found.labels < bounds.high < 32
+    assert bounds.draws == 4
     # the control itself at 8 labels: paired, it needs 8 whichever patients and draws are taken
-    found, low, high = labels_saved(curve[1][1], curve, names(20))
-    assert (found.labels, low, high) == pytest.approx((8, 8, 8))
+    found, bounds = labels_saved(curve[1][1], curve, names(20))
+    assert (found.labels, bounds.low, bounds.high) == pytest.approx((8, 8, 8))
+
+
+def test_labels_saved_is_open_where_the_curve_of_the_control_ends() -> None:
+    rng = np.random.default_rng(9)
+    curve = curve_of(rng, draws=4)
+
+    def of(mean: float) -> tuple[Saved, tuple[float, float]]:
+        made = dict(enumerate(crossed(rng, draws=4, patients=20, sd=(0.01, 0.02, 0.01), mean=mean)))
+        found, bounds = labels_saved(made, curve, names(20))
+        return found, bounds[:2]
+
+    _, (low, high) = of(0.905)
+    assert 8 < low < 32, "nearly as good as the best control: at least so many labels"
+    assert high == np.inf
+    assert of(0.99) == (Saved(32.0, "beyond"), (32.0, np.inf))
+    assert of(0.3) == (Saved(2.0, "below"), (0.0, 2.0))
+
+
+def test_labels_saved_pairs_draws_by_name_and_takes_those_that_all_have() -> None:
+    rng = np.random.default_rng(10)
+    curve = curve_of(rng, draws=5)
+    method = {draw: table + 0.05 for draw, table in curve[1][1].items()}
+    some = [(n, {draw: t for draw, t in tables.items() if draw in (1, 2, 4)}) for n, tables in curve]
+    expected = labels_saved({draw: method[draw] for draw in (1, 2, 4)}, some, names(20))
+    uneven = [curve[0], some[1], curve[2]]
+    assert labels_saved(method, uneven, names(20)) == expected
+    assert labels_saved({4: method[4], 1: method[1], 2: method[2]}, curve, names(20)) == expected
+    assert labels_saved({7: method[1]}, curve, names(20)) is None
+
+
+def test_labels_saved_covers_the_truth_as_often_as_it_says() -> None:
+    """Three draws, nested: what a draw is worth is shared between budgets in part, and between arms."""
+    rng = np.random.default_rng(11)
+    count, inside, truth = 200, 0, 8 * 4**0.5
+    for _ in range(count):
+        draw, patient = rng.normal(0, 0.02, (3, 1)), rng.normal(0, 0.06, (1, 15))
+
+        def arm(mean: float, draw: np.ndarray = draw, patient: np.ndarray = patient) -> dict:
+            own = rng.normal(0, 0.02, (3, 1)) + rng.normal(0, 0.02, (1, 15)) + rng.normal(0, 0.02, (3, 15))
+            return {d: row[:, None] for d, row in enumerate(mean + draw + patient + own)}
+
+        control = [(2, arm(0.6)), (8, arm(0.8)), (32, arm(0.9))]
+        _, bounds = labels_saved(arm(0.85), control, names(15), resamples=100)
+        inside += bounds.low <= truth <= bounds.high
+    assert 0.90 <= inside / count <= 0.995

@@ -25,7 +25,16 @@ from handful.studies.folder import StudyFolder
 from handful.studies.grid import Asked, Unit
 from handful.studies.plans import IMAGES
 from handful.studies.score import snapshot_scores
-from handful.studies.statistics import Estimate, compare, estimate, holm, labels_saved, mean_ranks
+from handful.studies.statistics import (
+    Bounds,
+    Estimate,
+    Saved,
+    compare,
+    estimate,
+    holm,
+    labels_saved,
+    mean_ranks,
+)
 
 COLUMNS = {
     "scores": "method,budget,n_labelled,draw,case,patient,class,dice,hd95_mm,assd_mm,nsd,volume_ml,reference_ml",
@@ -152,9 +161,10 @@ class _Findings:
                 )
         return cells
 
-    def _tables(self, method: str, budget: str, metric: str = "dice") -> list[NDArray[np.float64]]:
+    def _tables(self, method: str, budget: str, metric: str = "dice") -> dict[int, NDArray[np.float64]]:
+        """Return draw -> table."""
         found = self.of.get((method, budget), {})
-        return [found[draw].tables[metric] for draw in sorted(found)]
+        return {draw: found[draw].tables[metric] for draw in sorted(found)}
 
     def _key(self, method: str, budget: str) -> Row:
         return {"method": method, "budget": budget, "n_labelled": _whole(self.labelled[budget])}
@@ -164,9 +174,9 @@ class _Findings:
             tables = self._tables(method, budget)
             if not tables:
                 continue
-            e = estimate(tables, self.patients, seed=self.seed)
+            e = estimate(list(tables.values()), self.patients, seed=self.seed)
             others = {
-                metric: _mean([mean_score(table) for table in self._tables(method, budget, metric)])
+                metric: _mean([mean_score(table) for table in self._tables(method, budget, metric).values()])
                 for metric in ("hd95_mm", "nsd")
             }
             self.summary.append(
@@ -197,33 +207,41 @@ class _Findings:
             )  # fmt: skip
 
     def _count_saved(self) -> None:
-        budgets = [b for b in self.budgets if self._tables(CONTROL, b)]
-        curve = sorted({self.labelled[b]: self._tables(CONTROL, b) for b in budgets}.items())
+        curve = {self.labelled[b]: tables for b in self.budgets if (tables := self._tables(CONTROL, b))}
         if not curve:
             return
         for budget in self.budgets:
             for method in self.methods:
                 tables = self._tables(method, budget)
-                if method == CONTROL or not tables:
-                    continue
-                found, low, high = labels_saved(tables, curve, self.patients, seed=self.seed)
-                smallest, largest = curve[0][0], curve[-1][0]
-                notes = {
-                    "inside": [],
-                    "beyond": [f"better than the control with its largest budget run ({largest:g} labels)"],
-                    "below": [f"worse than the control with its smallest budget run ({smallest:g} labels)"],
-                }[found.where]
-                if found.where == "inside" and (low <= smallest or high >= largest):
-                    notes = ["the interval is open where the control's curve ends"]
-                self.saved.append(
-                    {
-                        **self._key(method, budget),
-                        "equal_labels": found.labels if found.where == "inside" else None,
-                        "low": None if low <= smallest else _number(low),
-                        "high": None if high >= largest else _number(high),
-                        "note": "; ".join(notes),
-                    }
-                )
+                if method != CONTROL and tables:
+                    found = labels_saved(tables, sorted(curve.items()), self.patients, seed=self.seed)
+                    self.saved.append({**self._key(method, budget), **_saved(found, list(curve))})
+
+
+def _saved(found: tuple[Saved, Bounds] | None, labels: Sequence[float]) -> Row:
+    """Return the fields of ``saved`` but for method and budget; ``labels`` are the control's."""
+    if found is None:
+        return {"note": "no draw finished in the method and in the control at every budget"}
+    number, (low, high, draws) = found
+    inside = number.where == "inside"
+    low, high = (end if math.isfinite(end) and end > 0 else float("nan") for end in (low, high))
+    notes = {
+        "inside": ["the interval is open where the control's curve ends"]
+        * (math.isnan(low) or math.isnan(high)),
+        "beyond": [f"better than the control with its largest budget run ({max(labels):g} labels)"],
+        "below": [f"worse than the control with its smallest budget run ({min(labels):g} labels)"],
+    }[number.where]
+    if draws < FEW_DRAWS:
+        notes = [
+            *notes,
+            f"{draws} draw{'s' * (draws > 1)} in common: the interval says little of other labels",
+        ]
+    return {
+        "equal_labels": number.labels if inside else None,
+        "low": _number(low),
+        "high": _number(high),
+        "note": "; ".join(notes),
+    }
 
 
 def _command(asked: Asked) -> str:
@@ -408,7 +426,8 @@ def _definitions() -> dict[str, str]:
         "rank": "mean over draws, 1 the best of the methods, ties shared; 'ranks': over budgets and draws",
         "selection_gap": "mean over draws of the best Dice among the snapshots and the last weights, minus the last",
         "equal_labels": "labels at which the control has the same Dice, its curve linear in log(labels); low, high: "
-        "95 % bootstrap interval over patients and draws; empty where the control's curve ends before",
+        "all numbers at which the two do not differ at 95 %, over patients and the draws that both have at every "
+        "budget; empty where the control's curve ends before",
         "seconds": "of training, pauses left out; pretrain_seconds: of the pre-training, which runs may share",
         "peak_memory_mb": "most memory of the process that trained (on a GPU: most that torch held there)",
     }

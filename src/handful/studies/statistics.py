@@ -7,7 +7,7 @@ added.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +17,8 @@ from handful.metrics.bootstrap import mean_score, resampled_means
 
 LEVEL = 0.95
 RESAMPLES = 2000
+GRID = 200
+"""Numbers of labels tried between the control's smallest and its largest budget, equal ratios apart."""
 
 Table = NDArray[np.float64]
 
@@ -51,6 +53,20 @@ class Saved(NamedTuple):
 
     labels: float
     where: Literal["inside", "below", "beyond"]
+
+
+class Bounds(NamedTuple):
+    """How sure that number is.
+
+    Attributes:
+        low: lower end; 0 where the control's curve ends before, NaN where nothing can be said.
+        high: upper end; infinite where the curve ends before.
+        draws: that the method and the control at every budget have, on which both rest.
+    """
+
+    low: float
+    high: float
+    draws: int
 
 
 def estimate(
@@ -120,7 +136,7 @@ def _resampled(
 
 
 def _concluded(
-    of_draws: Sequence[float], of_resamples: NDArray[np.float64], patients: int, *, level: float
+    of_draws: ArrayLike, of_resamples: NDArray[np.float64], patients: int, *, level: float
 ) -> Estimate:
     """Return what ``estimate`` does, from the mean of each draw and the mean in each resample of patients."""
     means = np.asarray(of_draws, float)
@@ -136,15 +152,24 @@ def _concluded(
         terms.append((float(np.nanvar(of_resamples, ddof=1)) * patients / (patients - 1), patients - 1))
     if not terms:
         return nothing
-    variance = sum(v for v, _ in terms)
     # rounding is not variance: equal scores have none
-    if variance < 1e-20:
+    if sum(v for v, _ in terms) < 1e-20:
         return Estimate(mean, sd, mean, mean, 1.0 if abs(mean) < 1e-10 else 0.0, len(means))
-    freedom = variance**2 / sum(v**2 / df for v, df in terms)
-    error = float(np.sqrt(variance))
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
-    p = 2 * float(stats.t.sf(abs(mean) / error, freedom))
+    variance, freedom = _welch(terms)
+    half = float(_half_width(terms, level))
+    p = 2 * float(stats.t.sf(abs(mean) / np.sqrt(variance), freedom))
     return Estimate(mean, sd, mean - half, mean + half, p, len(means))
+
+
+def _welch(terms: Sequence[tuple[Any, int]]) -> tuple[Any, Any]:
+    """Return the sum of variances and its degrees of freedom; terms are (variance, degrees of freedom)."""
+    variance = sum(v for v, _ in terms)
+    return variance, variance**2 / np.maximum(sum(v**2 / df for v, df in terms), 1e-300)
+
+
+def _half_width(terms: Sequence[tuple[Any, int]], level: float) -> Any:
+    variance, freedom = _welch(terms)
+    return stats.t.ppf((1 + level) / 2, np.maximum(freedom, 1.0)) * np.sqrt(variance)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -203,54 +228,64 @@ def equal_labels(labels: Sequence[float], dice: Sequence[float], reached: float)
 
 
 def labels_saved(
-    method: Sequence[ArrayLike],
-    control: Sequence[tuple[float, Sequence[ArrayLike]]],
+    method: Mapping[int, ArrayLike],
+    control: Sequence[tuple[float, Mapping[int, ArrayLike]]],
     patients: Sequence[str],
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
     level: float = LEVEL,
-) -> tuple[Saved, float, float]:
-    """Return how many labels the control needs to be as good, and a bootstrap interval of that number.
+) -> tuple[Saved, Bounds] | None:
+    """Return how many labels the control needs to be as good, and an interval of that number.
 
-    Each resample takes the same patients, and the same draws where the budgets have as many, for the method and the
-    control at all budgets: pairing is kept.
+    The interval is the test of ``estimate`` turned round: all numbers of labels n at which the method minus the control
+    does not differ from 0, the control's mean linear in log n between its budgets. Draw d of one budget and draw d of
+    another are nested, and differ less than any two; so differences are taken within draws, and those count that the
+    method and the control at every budget have. Fieller 1954, "Some problems in interval estimation", Journal of the
+    Royal Statistical Society B 16, has the idea for one ratio.
 
     Args:
-        method: tables of the method, one a draw.
-        control: (labels, tables) of each of the control's budgets, by increasing labels.
+        method: draw -> table of the method.
+        control: (labels, draw -> table) of each of the control's budgets, by increasing labels.
         patients: of each row.
-        resamples: of patients and draws together.
+        resamples: of the patients.
         seed: of the resamples.
-        level: of the percentile interval.
+        level: of the interval.
 
     Returns:
-        The number and the ends of its interval; ends beyond the control's curve are the curve's.
+        The number and its bounds; None where no draw is common to all.
     """
+    common = sorted(set(method).intersection(*(tables for _, tables in control)))
+    if not common:
+        return None
     labels = [count for count, _ in control]
+    sides = [[tables[draw] for draw in common] for tables in (method, *(tables for _, tables in control))]
+    means = np.array([[mean_score(table) for table in side] for side in sides])
+    drawn = np.array([_resampled(side, patients, resamples=resamples, seed=seed) for side in sides])
+    reached, *curve = means.mean(axis=1)
+    found = equal_labels(labels, curve, reached)
+    grid = np.unique([*labels, found.labels, *np.geomspace(labels[0], labels[-1], GRID)])
+    shares = np.stack([np.interp(np.log(grid), np.log(labels), row) for row in np.eye(len(labels))], axis=1)
+    contrasts = np.hstack([np.ones((len(grid), 1)), -shares])  # method minus control at each n of the grid
 
-    def mean(tables: Sequence[ArrayLike]) -> float:
-        return float(np.mean([mean_score(table) for table in tables]))
+    def variances(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = np.einsum("gi,ij,gj->g", contrasts, np.cov(values), contrasts)
+        return np.maximum(found, 0)
 
-    found = equal_labels(labels, [mean(tables) for _, tables in control], mean(method))
-    everyone = [method, *(tables for _, tables in control)]
-    drawn = [_both_resampled(tables, patients, resamples=resamples, seed=seed) for tables in everyone]
-    counts = [
-        equal_labels(labels, curve, reached).labels
-        for reached, *curve in zip(*drawn)
-        if not np.isnan([reached, *curve]).any()
-    ]
-    if not counts:
-        return found, float("nan"), float("nan")
-    low, high = np.quantile(counts, [(1 - level) / 2, (1 + level) / 2])
-    return found, float(low), float(high)
-
-
-def _both_resampled(
-    tables: Sequence[ArrayLike], patients: Sequence[str], *, resamples: int, seed: int
-) -> NDArray[np.float64]:
-    """Return means of resamples of draws and patients at once; as many draws, the same resamples."""
-    by_draw = np.stack([resampled_means(t, patients, resamples=resamples, seed=seed) for t in tables])
-    chosen = np.random.default_rng(seed + 1).integers(len(tables), size=(len(tables), resamples))
-    picked: NDArray[np.float64] = np.take_along_axis(by_draw, chosen, axis=0).mean(axis=0)
-    return picked
+    terms, people = [], len(set(patients))
+    if len(common) > 1:
+        terms.append((variances(means) / len(common), len(common) - 1))
+    if people > 1:
+        whole = drawn[:, ~np.isnan(drawn).any(axis=0)]
+        terms.append((variances(whole) * people / (people - 1), people - 1))
+    if not terms or np.isnan(reached):
+        return found, Bounds(float("nan"), float("nan"), len(common))
+    half = _half_width(terms, level)
+    # rounding is no difference
+    equal = grid[np.abs(contrasts @ means.mean(axis=1)) <= half + 1e-10]
+    if not len(equal):
+        low, high = (labels[-1], np.inf) if found.where == "beyond" else (0.0, labels[0])
+    else:
+        low = 0.0 if equal[0] == grid[0] else equal[0]
+        high = np.inf if equal[-1] == grid[-1] else equal[-1]
+    return found, Bounds(float(low), float(high), len(common))
