@@ -1,0 +1,85 @@
+"""What a study writes down, from scores that are made up: no training, the real tables."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from handful.studies.arms import Lengths, parse_arms
+from handful.studies.grid import Asked, Unit
+from handful.studies.results import Scored, _Findings
+from handful.studies.statistics import labels_saved
+
+ASKED = Asked(
+    methods=("supervised", "pcl", "mona"),
+    labels=("2", "8", "50%"), draws=(5, 3, 3), test=None, lengths=Lengths(steps=5), seed=0, settings=(), snapshots=0,
+    patients=None, precision="32-true",
+)  # fmt: skip
+LABELLED = {"2": 2, "8": 8, "50%": 32}
+GAIN = {"supervised": 0.0, "pcl": 0.05, "mona": 0.001}
+PATIENTS = [f"p{number // 2}" for number in range(24)]
+
+
+def findings(
+    asked: Asked = ASKED,
+    *,
+    failed: Sequence[tuple[str, str, int]] = (),
+    gain: Mapping[str, float] = GAIN,
+    unscored: float = 0.0,
+) -> tuple[_Findings, dict[Unit, Scored]]:
+    """Make up scores of two structures in 24 volumes of 12 patients; a share of them is not scored."""
+    rng = np.random.default_rng(0)
+    hard = rng.normal(0, 0.03, (24, 1))
+    units, scored = [], {}
+    for budget, draws in zip(asked.labels, asked.draws):
+        n = LABELLED[budget]
+        for draw in range(draws):
+            luck = rng.normal(0, 0.01)
+            for arm in parse_arms(asked.methods):
+                unit = Unit(arm=arm, budget=budget, draw=draw, n_labelled=n)
+                units.append(unit)
+                mean = 0.6 + 0.08 * np.log2(n) / 2 + gain[arm.name] + luck
+                table = mean + hard + rng.normal(0, 0.01, (24, 2))
+                table[rng.random(table.shape) < unscored] = np.nan
+                if (arm.name, budget, draw) not in failed:
+                    tables = {"dice": table, "hd95_mm": 20 * (1 - table), "nsd": table}
+                    scored[unit] = Scored(unit, [], tables)
+    return _Findings(asked, units, scored, PATIENTS), scored
+
+
+def test_a_difference_is_that_of_the_dice_of_the_same_table() -> None:
+    found, _ = findings(unscored=0.3)
+    dice = {(row["method"], row["budget"]): row["dice"] for row in found.summary}
+    assert len(found.comparisons) == 6
+    for row in found.comparisons:
+        both = dice[row["method"], row["budget"]] - dice["supervised", row["budget"]]
+        assert row["difference"] == pytest.approx(both)
+
+
+def test_labels_saved_rest_on_the_draws_that_all_budgets_have() -> None:
+    failed = [("supervised", "8", 1), ("pcl", "2", 3)]
+    found, scored = findings(failed=failed)
+    tables = {
+        key: {
+            unit.draw: s.tables["dice"] for unit, s in scored.items() if (unit.arm.name, unit.budget) == key
+        }
+        for key in {(unit.arm.name, unit.budget) for unit in scored}
+    }
+    assert sorted(tables["pcl", "2"]) == [0, 1, 2, 4]
+    common = (0, 2)
+    curve = [(n, {d: tables["supervised", budget][d] for d in common}) for budget, n in LABELLED.items()]
+    expected = labels_saved({d: tables["pcl", "2"][d] for d in common}, curve, PATIENTS)
+    assert expected is not None
+    (row,) = [row for row in found.saved if (row["method"], row["budget"]) == ("pcl", "2")]
+    assert row["equal_labels"] == pytest.approx(expected[0].labels)
+    assert row["low"] == (pytest.approx(expected[1].low) if expected[1].low else None)
+    assert "2 draws in common" in row["note"]
+
+
+def test_labels_saved_without_a_common_draw_says_so() -> None:
+    failed = [("supervised", "8", draw) for draw in (0, 1)] + [("pcl", "2", 2)]
+    row = next(
+        row for row in findings(failed=failed)[0].saved if (row["method"], row["budget"]) == ("pcl", "2")
+    )
+    assert row.get("equal_labels") is None
+    assert row["note"].startswith("no draw finished in the method and in the control")
