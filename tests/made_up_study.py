@@ -106,7 +106,7 @@ def make_study(
             comparisons.append({
                 "method": method, "budget": budget, "n_labelled": n, "difference": difference.mean(), "low": low,
                 "high": high, "p": 0.001 if sure else 0.2, "p_corrected": 0.005 if sure else 0.6, "draws": len(both),
-                "verdict": verdict if len(both) > 1 else "one draw: not decided",
+                "verdict": {1: "one draw: not decided", 2: "two draws: not decided"}.get(len(both), verdict),
             })  # fmt: skip
             equal = n * 1.8 if n < max(budgets.values()) else ""
             saved.append({

@@ -183,6 +183,9 @@ def test_failed_and_missing_runs_are_shown_with_their_reason(page: Path) -> None
 
 
 def test_the_answer_names_the_leader_its_lead_and_whether_it_is_noise(copy: Path) -> None:
+    two_left = {"method": "mona", "budget": "5%"}
+    assert "two draws: not decided" in headline(read_study(copy))["sentence"]
+    edit(copy / "comparisons.csv", two_left, verdict=SURE)
     found = headline(read_study(copy))
     lead = {row["budget"]: row for row in rows(copy / "comparisons.csv") if row["method"] == "mona"}
     assert found["sentence"].startswith("mona leads at every budget: ")

@@ -1,13 +1,14 @@
 """What a study writes down, from scores that are made up: no training, the real tables."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from handful.studies.arms import Lengths, parse_arms
 from handful.studies.grid import Asked, Unit
-from handful.studies.results import Scored, _Findings
+from handful.studies.results import NOISE, SURE, Scored, _few_draws, _Findings
 from handful.studies.statistics import labels_saved
 
 ASKED = Asked(
@@ -54,6 +55,24 @@ def test_a_difference_is_that_of_the_dice_of_the_same_table() -> None:
     for row in found.comparisons:
         both = dice[row["method"], row["budget"]] - dice["supervised", row["budget"]]
         assert row["difference"] == pytest.approx(both)
+
+
+def test_with_fewer_than_three_draws_nothing_is_decided_however_large() -> None:
+    gain = {"supervised": 0.0, "pcl": 0.2, "mona": 0.0}
+    found, _ = findings(replace(ASKED, draws=(3, 2, 1)), gain=gain)
+    verdicts = {row["budget"]: row["verdict"] for row in found.comparisons if row["method"] == "pcl"}
+    assert verdicts == {"2": SURE, "8": "two draws: not decided", "50%": "one draw: not decided"}
+    assert all(row["p_corrected"] < 0.05 for row in found.comparisons if row["method"] == "pcl")
+    assert {row["verdict"] for row in found.comparisons if row["method"] == "mona"} >= {NOISE}
+
+
+def test_warnings_name_the_budgets_and_methods_with_few_draws() -> None:
+    found, _ = findings(replace(ASKED, draws=(3, 2, 1)), failed=[("pcl", "2", 0)])
+    one, two = _few_draws(found.summary)
+    assert one.startswith("one draw at 50%: intervals are over patients alone")
+    assert two.startswith("two draws at 2 (pcl), 8: ")
+    assert "may be too narrow" in two
+    assert _few_draws(findings()[0].summary) == []
 
 
 def test_labels_saved_rest_on_the_draws_that_all_budgets_have() -> None:

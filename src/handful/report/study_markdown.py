@@ -25,8 +25,8 @@ def markdown(study: Study, *, figure: str) -> str:
         "",
         f"Mean over {count(cases, 'test case')} and {study.draws_words} of labels"
         f"{' ± standard deviation over draws' if study.draws > 1 else ''}; in brackets the difference to "
-        "labels only, with a star if it is more than noise (p below 0.05, corrected over the methods of a budget). "
-        "Weights are those of the last step; nothing was selected on the test cases.",
+        "labels only, with a star if it is more than noise (p below 0.05, corrected over the methods of a budget; at "
+        "least three draws). Weights are those of the last step; nothing was selected on the test cases.",
     ]
     if failures(study):
         lines.append(f"{count(len(failures(study)), 'run')} gave no result and are in no mean.")

@@ -46,9 +46,11 @@ COLUMNS = {
 }
 """The columns of each file, in their order."""
 
-SURE, NOISE, ONE_DRAW = "more than noise", "within the noise", "one draw: not decided"
+SURE, NOISE = "more than noise", "within the noise"
+UNDECIDED = {1: "one draw: not decided", 2: "two draws: not decided"}
 ALPHA = 0.05
 FEW_PATIENTS, FEW_DRAWS = 10, 3
+"""With two draws, differences of nothing come out below 0.05 up to twice as often as that (benchmarks/intervals.py)."""
 
 Row = dict[str, Any]
 
@@ -202,7 +204,7 @@ class _Findings:
                 {
                     **self._key(method, budget), "difference": _number(e.mean), "low": _number(e.low),
                     "high": _number(e.high), "p": _number(e.p), "p_corrected": _number(corrected), "draws": e.draws,
-                    "verdict": ONE_DRAW if e.draws < 2 else verdict,
+                    "verdict": UNDECIDED.get(e.draws, verdict),
                 }
             )  # fmt: skip
 
@@ -360,14 +362,7 @@ def _warnings(
     for labels, budgets in same.items():
         if len(budgets) > 1:
             said.append(f"the budgets {' and '.join(budgets)} are the same {labels:g} labelled cases.")
-    draws = {row["draws"] for row in found.summary}
-    if 1 in draws:
-        said.append(
-            "one draw: intervals are over patients alone and say nothing of other choices of labels; no difference is "
-            "called more than noise. --draws 3 or more answers that."
-        )
-    elif draws and min(draws) < FEW_DRAWS:
-        said.append(f"{min(draws)} draws: their spread is hardly known, so intervals are wide.")
+    said += _few_draws(found.summary)
     count = len(set(patients))
     if found.summary and count < 2:
         said.append("one test patient: intervals say nothing of other patients.")
@@ -399,6 +394,30 @@ def _warnings(
     return said
 
 
+def _few_draws(summary: Sequence[Row]) -> list[str]:
+    """Say where there are too few draws to tell a difference from noise."""
+    said = []
+    for number in range(1, FEW_DRAWS):
+        at: dict[str, list[str]] = {}
+        for row in summary:
+            if row["draws"] == number:
+                at.setdefault(row["budget"], []).append(row["method"])
+        methods = {budget: {row["method"] for row in summary if row["budget"] == budget} for budget in at}
+        where = ", ".join(
+            budget if set(few) == methods[budget] else f"{budget} ({', '.join(few)})"
+            for budget, few in at.items()
+        )
+        why = {
+            1: "one draw at {}: intervals are over patients alone and say nothing of other choices of labels",
+            2: "two draws at {}: how much draws differ is hardly known from two, so intervals may be too narrow",
+        }[number].format(where)
+        if at:
+            said.append(
+                f"{why}; no difference there is called more than noise. --draws {FEW_DRAWS} or more answers that."
+            )
+    return said
+
+
 def _machine(folder: StudyFolder, units: Sequence[Unit]) -> dict[str, Any]:
     """Return where the runs ran, by their manifests, and what this program runs on."""
     manifests = [
@@ -422,7 +441,7 @@ def _definitions() -> dict[str, str]:
         "low, high": "95 % interval over patients and draws (docs/study.md)",
         "difference": "to the labels-only control, paired by draw and case",
         "p": "two-sided, of the difference over patients and draws; p_corrected: by Holm over the methods of a budget",
-        "verdict": f"'{SURE}' if p_corrected < {ALPHA}",
+        "verdict": f"'{SURE}' if p_corrected < {ALPHA}; with fewer than {FEW_DRAWS} draws nothing is decided",
         "rank": "mean over draws, 1 the best of the methods, ties shared; 'ranks': over budgets and draws",
         "selection_gap": "mean over draws of the best Dice among the snapshots and the last weights, minus the last",
         "equal_labels": "labels at which the control has the same Dice, its curve linear in log(labels); low, high: "
