@@ -15,6 +15,7 @@ from handful.studies.blind import Blind, write_blind
 from handful.studies.folder import OUTCOME, StudyFolder
 from handful.studies.grid import Asked, Unit, draws_of, make_units
 from handful.studies.leakage import refuse_shared_patients
+from handful.studies.overlap import overlaps
 from handful.studies.plans import IMAGES, make_plans, same_start
 from handful.studies.schedule import make_tasks
 from handful.studies.tasks import Task
@@ -231,3 +232,21 @@ def test_a_patient_on_both_sides_is_named(phantom_folder: Path) -> None:
     broken = replace(splits, dataset=replace(splits.dataset, cases=tuple(cases)))
     with pytest.raises(DataError, match=f"{train.name} trains and {test} is tested"):
         refuse_shared_patients(broken)
+
+
+def test_draws_that_label_the_same_cases_are_named(phantom_folder: Path) -> None:
+    splits = make_splits(open_dataset(phantom_folder), seed=3, draws=3)
+    pool = sum(case.label is not None for case in splits.pool)
+    assert pool == 4
+
+    def said(labels: tuple[str, ...], draws: tuple[int, ...]) -> list[str]:
+        return overlaps(make_units(replace(ASKED, labels=labels, draws=draws), splits), splits)
+
+    assert said(("1",), (1,)) == []
+    (text,) = said(("1", "100%"), (1, 2))
+    assert text.startswith("--labels 100%: draws 0 and 1 label the same cases; they differ by their seeds")
+    chosen = {draw: {case.name for case in splits.select("3", draw).labelled} for draw in range(3)}
+    same = [(a, b) for a, b in ((0, 1), (0, 2), (1, 2)) if chosen[a] == chosen[b]]
+    (text,) = said(("3",), (3,))
+    assert ("label the same cases" in text) == bool(same)
+    assert ("3 of the 4 labelled cases that may train" in text) == (not same)

@@ -23,6 +23,7 @@ from handful.studies.arms import CONTROL
 from handful.studies.audit import OPENED
 from handful.studies.folder import StudyFolder
 from handful.studies.grid import Asked, Unit
+from handful.studies.overlap import overlaps
 from handful.studies.plans import IMAGES
 from handful.studies.score import snapshot_scores
 from handful.studies.statistics import (
@@ -363,6 +364,7 @@ def _warnings(
         if len(budgets) > 1:
             said.append(f"the budgets {' and '.join(budgets)} are the same {labels:g} labelled cases.")
     said += _few_draws(found.summary)
+    said += overlaps(units, splits)
     count = len(set(patients))
     if found.summary and count < 2:
         said.append("one test patient: intervals say nothing of other patients.")

@@ -16,6 +16,7 @@ from handful.studies.cluster import check_cluster, on_cluster
 from handful.studies.folder import StudyFolder
 from handful.studies.grid import Asked, Unit, check, draws_of, make_units, split_list
 from handful.studies.leakage import refuse_copies, refuse_shared_patients
+from handful.studies.overlap import overlaps
 from handful.studies.pace import Pace, Watcher
 from handful.studies.plans import make_plans
 from handful.studies.results import gather
@@ -185,7 +186,7 @@ def describe(asked: Asked, units: Sequence[Unit], splits: Splits) -> list[str]:
         note = splits.select(budget, 0).note
         if note:
             lines.append(f"  {note}")
-    return lines
+    return [*lines, *overlaps(units, splits)]
 
 
 def _run(
