@@ -189,8 +189,16 @@ def test_ranks_by_hand_with_ties_and_gaps() -> None:
         {"a": 0.7, "b": 0.9, "c": 0.8},  # 3, 1, 2
         {"a": 0.7, "b": 0.9},  # c failed: the cell says nothing of three
     ]
-    assert mean_ranks(cells) == pytest.approx({"a": 2.0, "b": 1.75, "c": 2.25})
-    assert mean_ranks([]) == {}
+    assert mean_ranks([cells]) == pytest.approx({"a": 2.0, "b": 1.75, "c": 2.25})
+    assert mean_ranks([]) == mean_ranks([[]]) == {}
+
+
+def test_budgets_weigh_alike_in_ranks_however_many_draws_they_have() -> None:
+    few, many = {"a": 0.9, "b": 0.8}, {"a": 0.7, "b": 0.9}
+    assert mean_ranks([[few], [many]]) == mean_ranks([[few], [many] * 5]) == {"a": 1.5, "b": 1.5}
+    assert mean_ranks([[few], [{"a": 0.7}]]) == {"a": 1.0, "b": 2.0}, (
+        "a budget that one never finished is left out"
+    )
 
 
 @pytest.mark.parametrize(

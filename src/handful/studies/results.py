@@ -146,10 +146,10 @@ class _Findings:
         self.labelled = {budget: float(np.mean(count)) for budget, count in counts.items()}
         self.budgets = list(asked.labels)
         cells = self._cells()
-        self.ranks = mean_ranks([cell for budget in self.budgets for cell in cells[budget]])
+        self.ranks = mean_ranks(list(cells.values()))
         self.summary, self.comparisons, self.saved = [], [], []  # type: list[Row], list[Row], list[Row]
         for budget in self.budgets:
-            self._summarise(budget, mean_ranks(cells[budget]))
+            self._summarise(budget, mean_ranks([cells[budget]]))
             self._compare(budget)
         self._count_saved()
 
@@ -444,7 +444,7 @@ def _definitions() -> dict[str, str]:
         "difference": "to the labels-only control, paired by draw and case",
         "p": "two-sided, of the difference over patients and draws; p_corrected: by Holm over the methods of a budget",
         "verdict": f"'{SURE}' if p_corrected < {ALPHA}; with fewer than {FEW_DRAWS} draws nothing is decided",
-        "rank": "mean over draws, 1 the best of the methods, ties shared; 'ranks': over budgets and draws",
+        "rank": "mean over draws, 1 the best of the methods, ties shared; 'ranks': the mean of these over budgets",
         "selection_gap": "mean over draws of the best Dice among the snapshots and the last weights, minus the last",
         "equal_labels": "labels at which the control has the same Dice, its curve linear in log(labels); low, high: "
         "all numbers at which the two do not differ at 95 %, over patients and the draws that both have at every "

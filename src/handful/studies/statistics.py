@@ -190,19 +190,26 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
-def mean_ranks(cells: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean rank of each method, 1 the best; ties share their ranks.
+def mean_ranks(budgets: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, float]:
+    """Return the mean rank of each method, 1 the best: over the draws of a budget, then over budgets; ties share.
 
     Args:
-        cells: method -> score, one for each budget and draw; cells that lack a method another has are left out.
+        budgets: for each, method -> score of every draw; draws that lack a method another has are left out.
     """
-    everyone = {name for cell in cells for name in cell}
+    everyone = {name for cells in budgets for cell in cells for name in cell}
     ranks: dict[str, list[float]] = {}
-    for cell in cells:
-        if set(cell) == everyone:
-            for name, rank in zip(cell, stats.rankdata([-score for score in cell.values()])):
-                ranks.setdefault(name, []).append(float(rank))
+    for cells in budgets:
+        whole = [cell for cell in cells if set(cell) == everyone]
+        for name in everyone if whole else ():
+            own = [1 + _beaten_by(cell, name) for cell in whole]
+            ranks.setdefault(name, []).append(float(np.mean(own)))
     return {name: float(np.mean(found)) for name, found in ranks.items()}
+
+
+def _beaten_by(cell: Mapping[str, float], name: str) -> float:
+    """Return how many methods are better; one that is as good counts half."""
+    others = [score for other, score in cell.items() if other != name]
+    return sum((score > cell[name]) + 0.5 * (score == cell[name]) for score in others)
 
 
 def equal_labels(labels: Sequence[float], dice: Sequence[float], reached: float) -> Saved:
