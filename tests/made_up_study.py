@@ -141,6 +141,19 @@ def make_study(
         "asked": asked,
         "command": f"handful study DATA {options} --out {folder.name}",
         "warnings": told,
+        "labelled": {
+            b: {str(d): [f"train_{d}{i:02d}" for i in range(n)] for d in range(draws)}
+            for b, n in budgets.items()
+        },
+        "recipes": [
+            {
+                "kind": "run",
+                "method": m,
+                "where": list(budgets),
+                "recipe": {"name": m, "loop": {"steps": 1000}},
+            }
+            for m in methods
+        ],
         "ranks": {
             m: np.mean(own) for m in methods if (own := [r["rank"] for r in summary if r["method"] == m])
         },

@@ -113,6 +113,9 @@ def test_every_number_of_the_tables_is_on_the_page(page: Path, study: Path) -> N
         "test labels opened for scoring",
         "case_008",
         "2.13.0",
+        "train_201",  # who was labelled
+        "Recipe of mona, run: 2, 5%",
+        "steps: 1000",
     ):
         assert part in text
 

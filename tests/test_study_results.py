@@ -1,13 +1,22 @@
 """What a study writes down, from scores that are made up: no training, the real tables."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from handful.artefacts import write_yaml
+from handful.cli.main import main
+from handful.errors import UsageError
+from handful.studies import study as study_module
 from handful.studies.arms import Lengths, parse_arms
+from handful.studies.folder import StudyFolder
 from handful.studies.grid import Asked, Unit
+from handful.studies.repeat import command, files_of, recipes_of
 from handful.studies.results import NOISE, SURE, Scored, _few_draws, _Findings
 from handful.studies.statistics import labels_saved
 
@@ -102,3 +111,66 @@ def test_labels_saved_without_a_common_draw_says_so() -> None:
     )
     assert row.get("equal_labels") is None
     assert row["note"].startswith("no draw finished in the method and in the control")
+
+
+@pytest.mark.parametrize(
+    ("changes", "plan"),
+    [
+        ({}, False),
+        ({"test": "@lists/test cases.txt", "labels": ("@a b.txt", "10p", "5%"), "draws": (3, 3, 3)}, True),
+        ({"lengths": Lengths(max_time="5m", pretrain_steps=9), "precision": "bf16-mixed", "seed": 7}, True),
+        (
+            {
+                "settings": ("loop.lr=0.1", "pcl:method.threshold=0.2"),
+                "patients": r"(p\d+)_.*",
+                "snapshots": 0,
+            },
+            False,
+        ),
+    ],
+    ids=["plain", "files", "lengths", "settings"],
+)
+def test_the_command_asks_the_same_question_again(
+    changes: dict[str, Any], plan: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, read, given = replace(ASKED, **changes), [], []
+    original = study_module.study
+
+    def check(again: Asked) -> None:
+        read.append(again)
+        raise UsageError("that is all")
+
+    def study(*arguments: Any, **options: Any) -> Path:
+        given.append(options["plan"])
+        return original(*arguments, **options)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study_module, "check", check)
+    monkeypatch.setattr(study_module, "study", study)
+    assert main(shlex.split(command(asked, plan=plan))[1:]) == 2
+    assert read == [asked]
+    assert given == [Path("PLAN") if plan else None]
+
+
+def test_the_files_a_command_names_are_kept_with_it(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    write_yaml(folder.asked, {"labels": ["@a.txt"], "listed": {"@a.txt": ["case_1", "case_2"]}})
+    write_yaml(tmp_path / "plan.yaml", {"dims": 2})
+    assert files_of(folder, tmp_path / "plan.yaml") == {"@a.txt": ["case_1", "case_2"], "PLAN": {"dims": 2}}
+
+
+def test_every_different_recipe_is_there_once(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    for budget, draw, method, lr in (
+        ("2", 0, "mona", 0.1), ("2", 1, "mona", 0.1), ("8", 0, "mona", 0.1), ("50pct", 0, "mona", 0.2),
+        ("2", 0, "pcl", 0.1),
+    ):  # fmt: skip
+        run = folder.runs / budget / f"draw{draw}" / method
+        write_yaml(run / "recipe.yaml", {"name": method, "loop": {"lr": lr}, "draw": draw, "seed": draw})
+    write_yaml(folder.pretrained / "pcl" / "images" / "recipe.yaml", {"name": "pcl", "init": "/some/where"})
+    found = [(entry["method"], entry["kind"], sorted(entry["where"])) for entry in recipes_of(folder)]
+    assert sorted(found) == [
+        ("mona", "run", ["2", "8"]), ("mona", "run", ["50pct"]), ("pcl", "pre-training", ["images"]),
+        ("pcl", "run", ["2"]),
+    ]  # fmt: skip
+    assert {"name": "mona", "loop": {"lr": 0.2}} in [entry["recipe"] for entry in recipes_of(folder)]

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 import handful
 from handful.artefacts import atomic_path, write_text
 from handful.errors import DataError
@@ -113,6 +115,9 @@ def _content(study: Study, *, images: bool) -> dict[str, Any]:
         "definitions": section("definitions", lambda s: _facts(mapping(s.about.get("definitions")))),
         "log": section("audit log", _log),
         "repeat": section("command", _command),
+        "labelled": section("labelled cases", _labelled),
+        "files": section("files", lambda s: _as_text(mapping(s.about.get("files")))),
+        "recipes": section("recipes", _recipes),
         "references": REFERENCES,
     }
     return content | {"problems": problems}
@@ -224,6 +229,36 @@ def _command(study: Study) -> str:
     if isinstance(command, list):
         return shlex.join(str(word) for word in command)
     return str(command or "")
+
+
+def _labelled(study: Study) -> list[tuple[str, str, str]]:
+    """Return budget, draw and the cases labelled in it."""
+    found = mapping(study.about.get("labelled"))
+    return [
+        (
+            budget_words(study, str(budget)),
+            str(draw),
+            ", ".join(map(str, names[:NAMES_SHOWN]))
+            + (f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""),
+        )
+        for budget, draws in found.items()
+        for draw, names in mapping(draws).items()
+    ]
+
+
+def _recipes(study: Study) -> list[tuple[str, str]]:
+    """Return what each recipe is of, and its text."""
+    return [
+        (
+            f"{name_of(str(entry['method']))}, {entry['kind']}: {', '.join(map(str, entry['where']))}",
+            _as_text(entry["recipe"]),
+        )
+        for entry in map(mapping, listing(study.about.get("recipes")))
+    ]
+
+
+def _as_text(content: Any) -> str:
+    return yaml.safe_dump(content, sort_keys=False, width=110, default_flow_style=None) if content else ""
 
 
 def _failure(study: Study, row: Row) -> tuple[str, str, str, str, str]:

@@ -5,7 +5,6 @@ import io
 import math
 import os
 import platform
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,9 @@ from handful.studies.arms import CONTROL
 from handful.studies.audit import OPENED
 from handful.studies.folder import StudyFolder
 from handful.studies.grid import Asked, Unit
-from handful.studies.overlap import overlaps
+from handful.studies.overlap import labelled_in, overlaps
 from handful.studies.plans import IMAGES
+from handful.studies.repeat import command, files_of, recipes_of
 from handful.studies.score import snapshot_scores
 from handful.studies.statistics import (
     Bounds,
@@ -76,7 +76,13 @@ class Scored:
 
 
 def gather(
-    folder: StudyFolder, asked: Asked, units: Sequence[Unit], splits: Splits, *, data_hash: str
+    folder: StudyFolder,
+    asked: Asked,
+    units: Sequence[Unit],
+    splits: Splits,
+    *,
+    data_hash: str,
+    plan: Path | None = None,
 ) -> dict[str, Any]:
     """Read the scores of all runs, compute what the study concludes, and write its files; return the summary.
 
@@ -86,6 +92,7 @@ def gather(
         units: all its runs, scored or not.
         splits: names the test cases.
         data_hash: of the data the runs saw.
+        plan: the file all runs followed, or None.
     """
     scored = _read_scores(folder, units)
     some = next(iter(scored.values()), None)
@@ -104,11 +111,13 @@ def gather(
         "saved": found.saved,
     }
     content = {
-        "command": _command(asked),
+        "command": command(asked, plan=plan is not None),
+        "files": files_of(folder, plan),
         "definitions": _definitions(),
         "data": {"name": splits.dataset.name, "hash": data_hash},
         "test_cases": sorted(splits.test),
         "test_patients": len(set(patients)),
+        "labelled": labelled_in(units, splits),
         "asked": asked.as_dict(),
         "seed": asked.seed,
         "versions": {
@@ -119,6 +128,7 @@ def gather(
         "machine": _machine(folder, units),
         "warnings": _warnings(folder, asked, units, runs, splits, patients, found, gaps),
         "ranks": found.ranks,
+        "recipes": recipes_of(folder),
         **{name: tables[name] for name in ("summary", "comparisons", "saved", "runs")},
     }
     for name, rows in tables.items():
@@ -245,26 +255,6 @@ def _saved(found: tuple[Saved, Bounds] | None, labels: Sequence[float]) -> Row:
         "high": _number(high),
         "note": "; ".join(notes),
     }
-
-
-def _command(asked: Asked) -> str:
-    """Return the command that does this study again, where the data and the folder have these names."""
-    lengths = asked.lengths
-    options: list[tuple[str, Any]] = [
-        ("--methods", ",".join(asked.methods)),
-        ("--labels", ",".join(asked.labels)),
-        ("--draws", asked.draws_asked),
-        ("--test", asked.test),
-        ("--steps", lengths.steps),
-        ("--max-time", lengths.max_time),
-        ("--pretrain-steps", lengths.pretrain_steps),
-        ("--patients", asked.patients),
-        *(("--set", setting) for setting in asked.settings),
-        ("--snapshots", asked.snapshots),
-        ("--seed", asked.seed),
-    ]
-    words = [word for name, value in options if value is not None for word in (name, str(value))]
-    return shlex.join(["handful", "study", "DATA", *words, "--out", "STUDY"])
 
 
 def _read_scores(folder: StudyFolder, units: Sequence[Unit]) -> dict[Unit, Scored]:

@@ -167,7 +167,7 @@ def study(
                 options=options, device=device, threads=threads, say=say, report=report,
             )  # fmt: skip
         score(folder, data, units, splits, patients=patients, report=progress)
-        gather(folder, asked, units, splits, data_hash=data_hash)
+        gather(folder, asked, units, splits, data_hash=data_hash, plan=plan)
         folder.audit.add("scores written", finished=sum(folder.finished(unit) for unit in units))
     return folder.path
 
