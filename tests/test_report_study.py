@@ -13,6 +13,7 @@ import pytest
 
 from handful.artefacts import read_json, read_yaml, write_json, write_yaml
 from handful.cli.main import main
+from handful.cli.study import _saved
 from handful.data.discover import open_dataset
 from handful.data.fingerprint import make_fingerprint
 from handful.data.plan import make_plan, write_plan
@@ -22,7 +23,7 @@ from handful.report import study_figures, study_files
 from handful.report.study import write_study_report
 from handful.report.study_files import read_study
 from handful.report.study_pictures import pictures
-from handful.report.study_tables import comparisons, results, verdict_counts
+from handful.report.study_tables import comparisons, results, saved, verdict_counts
 from handful.report.study_words import SURE, headline, is_sure, leader, warnings
 from handful.studies import results as engine
 from handful.studies.arms import Arm
@@ -226,6 +227,22 @@ def test_the_verdict_is_the_study_s_own(copy: Path) -> None:
     assert verdict_counts(found) == {"sure": 2, "all": 4}
     for line in next(group for group in comparisons(found) if group.heading == "2 labelled cases").rows:
         assert line[-1] == "within the noise"
+
+
+def test_an_end_of_labels_saved_is_shown_where_the_number_is_beyond(copy: Path) -> None:
+    where = {"method": "mona", "budget": "2"}
+    for low, high, shown, said in (
+        ("6", "", "at least 6.0", "better than at all its budgets (at least 6 labels)"),
+        ("", "3", "at most 3.0", "better than at all its budgets (at most 3 labels)"),
+        ("", "", "–", "better than at all its budgets"),
+    ):
+        note = "better than the control with its largest budget run (10 labels)"
+        edit(copy / "saved.csv", where, equal_labels="", low=low, high=high, note=note)
+        group = next(group for group in saved(read_study(copy)) if group.heading == "mona")
+        assert group.rows[0][1:4] == ["–", shown, "–"]
+        ends = {"low": float(low) if low else None, "high": float(high) if high else None}
+        assert _saved({"equal_labels": None, "note": note, **ends}) == said
+    assert _saved({"equal_labels": 4.0, "low": 3.0, "high": None, "note": ""}) == "4 labels (3 to ?)"
 
 
 def test_words_and_places_are_those_of_the_engine(study: Path) -> None:

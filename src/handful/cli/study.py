@@ -169,11 +169,21 @@ def print_study(summary: dict[str, Any]) -> None:
 
 
 def _saved(row: dict[str, Any]) -> str:
-    """Return for example ``12 (7 to 19) labels``, or on which side of the control's budgets the number lies."""
-    if row["equal_labels"] is None:
-        return f"{row['note'].partition(' ')[0]} than at all its budgets"
-    ends = [("?" if row[end] is None else f"{row[end]:.3g}") for end in ("low", "high")]
-    return f"{row['equal_labels']:.3g} labels ({ends[0]} to {ends[1]})"
+    """Return for example ``12 (7 to 19) labels``, or what is known where the number is beyond the control's budgets."""
+    low, high = (None if row[end] is None else f"{row[end]:.3g}" for end in ("low", "high"))
+    if row["equal_labels"] is not None:
+        return f"{row['equal_labels']:.3g} labels ({low or '?'} to {high or '?'})"
+    side = row["note"].partition(" ")[0]
+    if side not in ("better", "worse"):
+        return "-"
+    end = (
+        f" (at least {low} labels)"
+        if low and not high
+        else f" (at most {high} labels)"
+        if high and not low
+        else ""
+    )
+    return f"{side} than at all its budgets{end}"
 
 
 def _ends(row: dict[str, Any], digits: int, *, signed: bool = False) -> str:

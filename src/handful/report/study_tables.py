@@ -100,15 +100,13 @@ def saved(study: Study) -> list[Group]:
         if row is None:
             return None
         equal, n = row["equal_labels"], study.labelled(budget)
-        ends = [figures(row[end], 1) if row[end] is not None else "…" for end in ("low", "high")]
+        low, high = (None if row[end] is None else figures(row[end], 1) for end in ("low", "high"))
+        if low and high:
+            ends = f"{low}–{high}"
+        else:
+            ends = f"at least {low}" if low else f"at most {high}" if high else "–"
         more = "–" if equal is None else signed(equal - n, 1)
-        return [
-            f"{n:g}",
-            figures(equal, 1),
-            "–".join(ends) if equal is not None else "–",
-            more,
-            str(row["note"] or ""),
-        ]
+        return [f"{n:g}", figures(equal, 1), ends, more, str(row["note"] or "")]
 
     groups = [
         Group(name_of(method), [row for budget in study.budgets if (row := line(method, budget))])

@@ -234,7 +234,8 @@ class _Findings:
 def _saved(found: tuple[Saved, Bounds] | None, labels: Sequence[float]) -> Row:
     """Return the fields of ``saved`` but for method and budget; ``labels`` are the control's."""
     if found is None:
-        return {"note": "no draw finished in the method and in the control at every budget"}
+        note = "no draw finished in the method and in the control at every budget"
+        return {"equal_labels": None, "low": None, "high": None, "note": note}
     number, (low, high, draws) = found
     inside = number.where == "inside"
     low, high = (end if math.isfinite(end) and end > 0 else float("nan") for end in (low, high))
