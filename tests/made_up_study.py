@@ -18,8 +18,10 @@ COLUMNS = {
     "scores": "method budget n_labelled draw case patient class dice hd95_mm assd_mm nsd volume_ml reference_ml",
     "runs": "method budget n_labelled draw status reason dice seconds pretrain_seconds steps peak_memory_mb best_dice "
     "best_step",
-    "summary": "method budget n_labelled draws dice dice_sd low high hd95_mm nsd rank selection_gap",
-    "comparisons": "method budget n_labelled difference low high p p_corrected draws verdict",
+    "summary": "method budget n_labelled draws dice dice_sd low high hd95_mm nsd rank selection_gap "
+    "hd95_low hd95_high nsd_low nsd_high",
+    "comparisons": "method budget n_labelled difference low high p p_corrected draws verdict "
+    "hd95_difference hd95_low hd95_high nsd_difference nsd_low nsd_high",
     "saved": "method budget n_labelled equal_labels low high note",
 }
 """What each table of a study holds."""
@@ -92,7 +94,8 @@ def make_study(
                 "method": method, "budget": budget, "n_labelled": n, "draws": len(own), "dice": each.mean(),
                 "dice_sd": each.std(ddof=1) if len(each) > 1 else "", "low": low, "high": high,
                 "hd95_mm": 12 * (1 - each.mean()), "nsd": min(1, each.mean() + 0.06), "rank": ranks[method],
-                "selection_gap": np.mean(gaps),
+                "selection_gap": np.mean(gaps), "hd95_low": 12 * (1 - high), "hd95_high": 12 * (1 - low),
+                "nsd_low": min(1, low + 0.06), "nsd_high": min(1, high + 0.06),
             })  # fmt: skip
             if method == "supervised" or "supervised" not in means:
                 continue
@@ -107,6 +110,8 @@ def make_study(
                 "method": method, "budget": budget, "n_labelled": n, "difference": difference.mean(), "low": low,
                 "high": high, "p": 0.001 if sure else 0.2, "p_corrected": 0.005 if sure else 0.6, "draws": len(both),
                 "verdict": {1: "one draw: not decided", 2: "two draws: not decided"}.get(len(both), verdict),
+                "hd95_difference": -12 * difference.mean(), "hd95_low": -12 * high, "hd95_high": -12 * low,
+                "nsd_difference": difference.mean(), "nsd_low": low, "nsd_high": high,
             })  # fmt: skip
             equal = n * 1.8 if n < max(budgets.values()) else ""
             saved.append({

@@ -229,6 +229,28 @@ def test_the_verdict_is_the_study_s_own(copy: Path) -> None:
         assert line[-1] == "within the noise"
 
 
+def test_a_better_dice_with_a_worse_distance_is_marked(copy: Path) -> None:
+    def cells() -> list[str]:
+        return [line[-2] for group in comparisons(read_study(copy)) for line in group.rows]
+
+    assert not any("worse" in cell for cell in cells())
+    edit(
+        copy / "comparisons.csv",
+        {"method": "mona", "budget": "2"},
+        hd95_difference="0.8",
+        hd95_low="-0.1",
+        hd95_high="1.7",
+    )
+    edit(
+        copy / "comparisons.csv", {"method": "pcl", "budget": "2"}, difference="-0.01", hd95_difference="0.5"
+    )
+    assert [cell for cell in cells() if "worse" in cell] == ["worse: +0.80 (−0.10 to +1.70)"]
+    lines = rows(copy / "comparisons.csv")
+    new = [name for name in lines[0] if name.startswith(("hd95", "nsd"))]
+    rewrite(copy / "comparisons.csv", [{k: v for k, v in line.items() if k not in new} for line in lines])
+    assert set(cells()) == {"–"}, "a study of an older version has none"
+
+
 def test_an_end_of_labels_saved_is_shown_where_the_number_is_beyond(copy: Path) -> None:
     where = {"method": "mona", "budget": "2"}
     for low, high, shown, said in (

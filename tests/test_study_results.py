@@ -66,6 +66,17 @@ def test_a_difference_is_that_of_the_dice_of_the_same_table() -> None:
         assert row["difference"] == pytest.approx(both)
 
 
+def test_distances_have_intervals_and_differences_like_dice() -> None:
+    found, _ = findings()  # HD95 is made up as 20 (1 - Dice)
+    for row in found.summary:
+        assert row["hd95_low"] < row["hd95_mm"] < row["hd95_high"]
+        assert row["hd95_high"] == pytest.approx(20 * (1 - row["low"]))
+        assert (row["nsd_low"], row["nsd_high"]) == pytest.approx((row["low"], row["high"]))
+    for row in found.comparisons:
+        assert row["hd95_difference"] == pytest.approx(-20 * row["difference"])
+        assert (row["hd95_low"], row["hd95_high"]) == pytest.approx((-20 * row["high"], -20 * row["low"]))
+
+
 def test_with_fewer_than_three_draws_nothing_is_decided_however_large() -> None:
     gain = {"supervised": 0.0, "pcl": 0.2, "mona": 0.0}
     found, _ = findings(replace(ASKED, draws=(3, 2, 1)), gain=gain)

@@ -50,8 +50,8 @@ def other_measures(study: Study) -> list[Group]:
         study,
         lambda method, budget: (
             [
-                name_of(method), _whole(row["draws"]), figures(row["dice"], 3), figures(row.get("nsd"), 3),
-                figures(row.get("hd95_mm"), 2), signed(row.get("selection_gap")),
+                name_of(method), _whole(row["draws"]), figures(row["dice"], 3), _with_ends(row, "nsd", "nsd", 3),
+                _with_ends(row, "hd95_mm", "hd95", 2), signed(row.get("selection_gap")),
             ]
             if (row := study.cell(study.summary, method, budget))
             else None
@@ -60,18 +60,29 @@ def other_measures(study: Study) -> list[Group]:
 
 
 def comparisons(study: Study) -> list[Group]:
-    """Return for each budget: method, difference to the control, interval, p, corrected p, draws and verdict."""
+    """Return for each budget: method, difference to the control, interval, p, corrected p, draws, HD95 and verdict."""
     return _by_budget(
         study,
         lambda method, budget: (
             [
                 method, signed(row["difference"]), span(row) or "–", _p(row.get("p")),
-                _p(row["p_corrected"]), _whole(row.get("draws")), str(row["verdict"]),
+                _p(row["p_corrected"]), _whole(row.get("draws")), _distance(row), str(row["verdict"]),
             ]
             if (row := study.cell(study.comparisons, method, budget))
             else None
         ),
     )  # fmt: skip
+
+
+def _distance(row: Row) -> str:
+    """Return the difference in HD95 with its interval, marked where Dice is better and HD95 is worse."""
+    difference = row.get("hd95_difference")
+    if difference is None:
+        return "–"
+    low, high = row.get("hd95_low"), row.get("hd95_high")
+    ends = f" ({signed(low, 2)} to {signed(high, 2)})" if low is not None and high is not None else ""
+    mark = "worse: " if difference > 0 and (row["difference"] or 0) > 0 else ""
+    return f"{mark}{signed(difference, 2)}{ends}"
 
 
 def structures(study: Study) -> list[Group]:
@@ -211,6 +222,14 @@ def _result(row: Row | None, best: float | None) -> dict[str, Any] | None:
         "rank": figures(row["rank"], 1),
         "best": row["dice"] == best,
     }
+
+
+def _with_ends(row: Row, key: str, name: str, digits: int) -> str:
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    ends = (
+        f" ({figures(low, digits)}–{figures(high, digits)})" if low is not None and high is not None else ""
+    )
+    return f"{figures(row.get(key), digits)}{ends}"
 
 
 def _column(rows: Sequence[Row], key: str) -> list[float]:

@@ -41,8 +41,10 @@ COLUMNS = {
     "scores": "method,budget,n_labelled,draw,case,patient,class,dice,hd95_mm,assd_mm,nsd,volume_ml,reference_ml",
     "runs": "method,budget,n_labelled,draw,status,reason,dice,seconds,pretrain_seconds,steps,peak_memory_mb,"
     "best_dice,best_step",
-    "summary": "method,budget,n_labelled,draws,dice,dice_sd,low,high,hd95_mm,nsd,rank,selection_gap",
-    "comparisons": "method,budget,n_labelled,difference,low,high,p,p_corrected,draws,verdict",
+    "summary": "method,budget,n_labelled,draws,dice,dice_sd,low,high,hd95_mm,nsd,rank,selection_gap,"
+    "hd95_low,hd95_high,nsd_low,nsd_high",
+    "comparisons": "method,budget,n_labelled,difference,low,high,p,p_corrected,draws,verdict,"
+    "hd95_difference,hd95_low,hd95_high,nsd_difference,nsd_low,nsd_high",
     "saved": "method,budget,n_labelled,equal_labels,low,high,note",
 }
 """The columns of each file, in their order."""
@@ -50,6 +52,9 @@ COLUMNS = {
 SURE, NOISE = "more than noise", "within the noise"
 UNDECIDED = {1: "one draw: not decided", 2: "two draws: not decided"}
 ALPHA = 0.05
+OTHERS, LARGEST = {"hd95_mm": "hd95", "nsd": "nsd"}, {"hd95_mm": math.inf, "nsd": 1.0}
+"""Metric -> how columns of its intervals and differences begin, and the most it can be."""
+
 FEW_PATIENTS, FEW_DRAWS = 10, 3
 """With two draws, differences of nothing come out below 0.05 up to twice as often as that (benchmarks/intervals.py)."""
 
@@ -188,10 +193,15 @@ class _Findings:
             if not tables:
                 continue
             e = estimate(list(tables.values()), self.patients, seed=self.seed)
-            others = {
-                metric: _mean([mean_score(table) for table in self._tables(method, budget, metric).values()])
-                for metric in ("hd95_mm", "nsd")
-            }
+            others: Row = {}
+            for metric, name in OTHERS.items():
+                own = self._tables(method, budget, metric)
+                other = estimate(list(own.values()), self.patients, seed=self.seed)
+                low, high = max(other.low, 0.0), min(other.high, LARGEST[metric])
+                others |= {
+                    metric: _mean([mean_score(table) for table in own.values()]),
+                    f"{name}_low": _number(low), f"{name}_high": _number(high),
+                }  # fmt: skip
             self.summary.append(
                 {
                     **self._key(method, budget), "draws": e.draws, "dice": _number(e.mean), "dice_sd": _number(e.sd),
@@ -202,20 +212,28 @@ class _Findings:
 
     def _compare(self, budget: str) -> None:
         control = self.of.get((CONTROL, budget), {})
-        found: list[tuple[str, Estimate]] = []
+        found: list[tuple[str, Estimate, dict[str, Estimate]]] = []
         for method in self.methods:
             own = self.of.get((method, budget), {})
             both = sorted(set(own) & set(control))
             if method != CONTROL and both:
-                first, second = ([side[draw].tables["dice"] for draw in both] for side in (own, control))
-                found.append((method, compare(first, second, self.patients, seed=self.seed)))
-        for (method, e), corrected in zip(found, holm([e.p for _, e in found])):
+
+                def against(metric: str, own: Any = own, both: Sequence[int] = both) -> Estimate:
+                    first, second = ([side[draw].tables[metric] for draw in both] for side in (own, control))
+                    return compare(first, second, self.patients, seed=self.seed)
+
+                others = {name: against(metric) for metric, name in OTHERS.items()}
+                found.append((method, against("dice"), others))
+        for (method, e, others), corrected in zip(found, holm([e.p for _, e, _ in found])):
             verdict = SURE if corrected < ALPHA else NOISE
             self.comparisons.append(
                 {
                     **self._key(method, budget), "difference": _number(e.mean), "low": _number(e.low),
                     "high": _number(e.high), "p": _number(e.p), "p_corrected": _number(corrected), "draws": e.draws,
                     "verdict": UNDECIDED.get(e.draws, verdict),
+                    **{f"{name}_difference": _number(other.mean) for name, other in others.items()},
+                    **{f"{name}_low": _number(other.low) for name, other in others.items()},
+                    **{f"{name}_high": _number(other.high) for name, other in others.items()},
                 }
             )  # fmt: skip
 
@@ -355,6 +373,12 @@ def _warnings(
         if len(budgets) > 1:
             said.append(f"the budgets {' and '.join(budgets)} are the same {labels:g} labelled cases.")
     said += _few_draws(found.summary)
+    said += [
+        f"{row['method']}, {row['budget']}: Dice is better than the control's by more than noise, but HD95 is worse by "
+        f"{row['hd95_difference']:.2f} mm."
+        for row in found.comparisons
+        if row["verdict"] == SURE and row["difference"] > 0 and (row["hd95_difference"] or 0) > 0
+    ]
     said += overlaps(units, splits)
     count = len(set(patients))
     if found.summary and count < 2:
@@ -435,6 +459,8 @@ def _definitions() -> dict[str, str]:
         "difference": "to the labels-only control, paired by draw and case",
         "p": "two-sided, of the difference over patients and draws; p_corrected: by Holm over the methods of a budget",
         "verdict": f"'{SURE}' if p_corrected < {ALPHA}; with fewer than {FEW_DRAWS} draws nothing is decided",
+        "hd95_..., nsd_...": "the same of HD95 (mm) and of NSD: intervals, and differences to the control; no verdict "
+        "rests on them",
         "rank": "mean over draws, 1 the best of the methods, ties shared; 'ranks': the mean of these over budgets",
         "selection_gap": "mean over draws of the best Dice among the snapshots and the last weights, minus the last",
         "equal_labels": "labels at which the control has the same Dice, its curve linear in log(labels); low, high: "
