@@ -24,9 +24,8 @@ from handful.data.discover import open_dataset
 from handful.data.plan import NetworkPlan, write_plan
 from handful.data.splits import make_splits
 from handful.errors import DataError, RunError, UsageError
-from handful.studies import study as study_module
 from handful.studies import tasks
-from handful.studies.audit import OPENED
+from handful.studies.audit import OPENED, READ, Audit
 from handful.studies.results import COLUMNS
 from handful.studies.study import study
 from handful.training.decisions import decide_plan
@@ -204,11 +203,11 @@ def test_pre_training_is_shared_where_its_inputs_are_equal(whole: Path) -> None:
 def test_labels_are_opened_once_after_the_last_run(whole: Path) -> None:
     names = [event["event"] for event in events(whole)]
     assert names[0] == "study started"
-    assert names[-2:] == [OPENED, "scores written"]
-    assert names.count(OPENED) == 1
+    assert names[-3:] == [OPENED, READ, "scores written"]
+    assert names.count(OPENED) == names.count(READ) == 1
     assert names.count("run finished") == RUNS
-    opened = events(whole)[-2]
-    assert opened["cases"] == 2
+    opened, read = events(whole)[-3:-1]
+    assert opened["cases"] == len(read["files"]) == 2
     assert len(opened["runs"]) == RUNS
     assert all(event["time"].endswith("+00:00") for event in events(whole))
 
@@ -233,14 +232,14 @@ def reads() -> Iterator[list[tuple[str, bool]]]:
     def record(path: str) -> None:
         found.append((path, state["opened"]))
 
-    original = study_module.score
+    original = Audit.add
 
-    def score(*arguments: Any, **options: Any) -> None:
-        state["opened"] = True
-        original(*arguments, **options)
+    def add(self: Audit, event: str, **details: Any) -> None:
+        original(self, event, **details)
+        state["opened"] |= event == OPENED
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study_module, "score", score)
+        patch.setattr(Audit, "add", add)
         RECORDING.append(record)
         yield found
         RECORDING.clear()
@@ -498,7 +497,8 @@ def test_changed_test_labels_are_not_mixed_in(
     for file in copied.glob("runs/*/*/*/summary.json"):
         file.unlink()
     study(data, copied, plan=plan, **SMALL)
-    assert [event["event"] for event in events(copied)].count(OPENED) == 2
+    names = [event["event"] for event in events(copied)]
+    assert (names.count(OPENED), names.count(READ)) == (3, 2), "what was refused had been opened"
 
 
 def test_overwriting_keeps_the_log(copied: Path, phantom_folder: Path, plan: Path, small: Path) -> None:

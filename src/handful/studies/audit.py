@@ -9,7 +9,10 @@ from handful.errors import RunError
 from handful.training.record import now
 
 OPENED = "test labels opened"
-"""The event after which nothing may be trained."""
+"""Written before the first of them is read. Runs that failed may be trained after it; the log shows if they were."""
+
+READ = "test labels read"
+"""Which they were, by their hashes; those of a later opening must be the same."""
 
 
 class Audit:

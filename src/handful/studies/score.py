@@ -14,7 +14,7 @@ from handful.errors import DataError
 from handful.metrics.bootstrap import mean_score
 from handful.metrics.evaluate import evaluate
 from handful.metrics.summary import write_summary
-from handful.studies.audit import OPENED
+from handful.studies.audit import OPENED, READ
 from handful.studies.folder import StudyFolder
 from handful.studies.grid import Unit
 
@@ -48,18 +48,18 @@ def score(
     todo = [unit for unit in units if folder.finished(unit) and not folder.scored(unit)]
     if not todo:
         return
-    dataset = open_dataset(data, patients=patients)
-    hashes = _label_hashes(dataset, splits.test)
-    _refuse_changed(folder, hashes)
+    # said first, then done: a study killed here has opened them as far as anyone can tell
     folder.audit.add(
         OPENED,
         cases=len(splits.test),
         list=hash_of(sorted(splits.test)),
-        labels=hash_of(sorted(hashes.items())),
-        files=hashes,
         runs=[str(unit.place) for unit in todo],
         predictions=hash_of([_prediction_hashes(folder.run(unit)) for unit in todo]),
     )
+    dataset = open_dataset(data, patients=patients)
+    hashes = _label_hashes(dataset, splits.test)
+    _refuse_changed(folder, hashes)
+    folder.audit.add(READ, labels=hash_of(sorted(hashes.items())), files=hashes)
     names = dict(dataset.label_names)
     of_patient = {case.name: case.patient for case in dataset.cases} if dataset.patients_from else {}
     for number, unit in enumerate(todo):
@@ -130,8 +130,8 @@ def _label_hashes(dataset: Dataset, cases: Sequence[str]) -> dict[str, str]:
 
 def _refuse_changed(folder: StudyFolder, hashes: Mapping[str, str]) -> None:
     """Refuse to score one part of a study on other labels than the rest."""
-    before = [event for event in folder.audit.read() if event["event"] == OPENED]
-    known: Mapping[str, str] = before[-1].get("files", {}) if before else {}
+    before = [event for event in folder.audit.read() if event.get("files")]
+    known: Mapping[str, str] = before[-1]["files"] if before else {}
     changed = sorted(name for name in known if known[name] != hashes.get(name))
     if changed and any((place / "summary.json").is_file() for place in folder.runs.glob("*/*/*")):
         raise DataError(
