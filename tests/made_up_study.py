@@ -17,7 +17,7 @@ GAIN = {"supervised": 0.0, "pcl": 0.015, "sscl": 0.01, "mixcl": 0.02, "mona": 0.
 COLUMNS = {
     "scores": "method budget n_labelled draw case patient class dice hd95_mm assd_mm nsd volume_ml reference_ml",
     "runs": "method budget n_labelled draw status reason dice seconds pretrain_seconds steps peak_memory_mb best_dice "
-    "best_step",
+    "best_step energy_wh",
     "summary": "method budget n_labelled draws dice dice_sd low high hd95_mm nsd rank selection_gap "
     "hd95_low hd95_high nsd_low nsd_high",
     "comparisons": "method budget n_labelled difference low high p p_corrected draws verdict "

@@ -23,7 +23,7 @@ from handful.report import study_figures, study_files
 from handful.report.study import write_study_report
 from handful.report.study_files import read_study
 from handful.report.study_pictures import pictures
-from handful.report.study_tables import comparisons, results, saved, verdict_counts
+from handful.report.study_tables import comparisons, cost, has_energy, results, saved, verdict_counts
 from handful.report.study_words import SURE, headline, is_sure, leader, warnings
 from handful.studies import results as engine
 from handful.studies.arms import Arm
@@ -249,6 +249,15 @@ def test_a_better_dice_with_a_worse_distance_is_marked(copy: Path) -> None:
     new = [name for name in lines[0] if name.startswith(("hd95", "nsd"))]
     rewrite(copy / "comparisons.csv", [{k: v for k, v in line.items() if k not in new} for line in lines])
     assert set(cells()) == {"–"}, "a study of an older version has none"
+
+
+def test_energy_is_shown_where_it_was_measured(copy: Path) -> None:
+    assert not has_energy(read_study(copy))
+    without = {len(line) for group in cost(read_study(copy)) for line in group.rows}
+    edit(copy / "runs.csv", {"method": "mona", "budget": "2"}, energy_wh="12.34")
+    shown = [line for group in cost(read_study(copy)) for line in group.rows]
+    assert {len(line) for line in shown} == {without.pop() + 1}
+    assert [line[-2] for line in shown].count("12.3") == 1
 
 
 def test_an_end_of_labels_saved_is_shown_where_the_number_is_beyond(copy: Path) -> None:

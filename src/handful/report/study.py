@@ -104,6 +104,7 @@ def _content(study: Study, *, images: bool) -> dict[str, Any]:
         "saved": section("labels saved", study_tables.saved),
         "cost": section("cost", lambda s: _figure(study_figures.cost, s)),
         "cost_rows": section("cost", study_tables.cost),
+        "energy": study_tables.has_energy(study),
         "failures": [_failure(study, row) for row in failures(study)],
         "runs": section("runs", study_tables.runs),
         "worst": section("worst cases", study_tables.worst_cases),

@@ -127,7 +127,10 @@ def saved(study: Study) -> list[Group]:
 
 
 def cost(study: Study) -> list[Group]:
-    """Return for each budget: method, minutes in all, time of training and pre-training, steps, memory and Dice."""
+    """Return for each budget: method, minutes in all, time of training and pre-training, steps, memory, Dice.
+
+    Before Dice stand watt hours where there are any.
+    """
 
     def line(method: str, budget: str) -> list[str] | None:
         runs = [
@@ -138,16 +141,21 @@ def cost(study: Study) -> list[Group]:
         if not runs:
             return None
         steps, memory = (_column(runs, key) for key in ("steps", "peak_memory_mb"))
-        before = _column(runs, "pretrain_seconds")
+        before, energy = _column(runs, "pretrain_seconds"), _column(runs, "energy_wh")
         return [
             name_of(method), f"{np.mean([minutes(row) for row in runs]):.1f}",
             duration(float(np.mean(_column(runs, "seconds") or [0.0]))),
             duration(float(np.mean(before))) if any(before) else "–",
             f"{np.mean(steps):,.0f}" if steps else "–", f"{np.max(memory):,.0f}" if memory else "–",
-            figures(_mean(_column(runs, "dice")), 3),
+            *([figures(_mean(energy), 1)] if has_energy(study) else []), figures(_mean(_column(runs, "dice")), 3),
         ]  # fmt: skip
 
     return _by_budget(study, line)
+
+
+def has_energy(study: Study) -> bool:
+    """Say whether the energy of any run was measured."""
+    return bool(_column(study.runs, "energy_wh"))
 
 
 def runs(study: Study) -> list[list[str]]:

@@ -20,7 +20,7 @@ from handful.data.splits import Splits
 from handful.metrics.bootstrap import mean_score
 from handful.studies.arms import CONTROL
 from handful.studies.audit import OPENED
-from handful.studies.folder import StudyFolder
+from handful.studies.folder import OUTCOME, StudyFolder
 from handful.studies.grid import Asked, Unit
 from handful.studies.overlap import labelled_in, overlaps
 from handful.studies.plans import IMAGES
@@ -40,7 +40,7 @@ from handful.studies.statistics import (
 COLUMNS = {
     "scores": "method,budget,n_labelled,draw,case,patient,class,dice,hd95_mm,assd_mm,nsd,volume_ml,reference_ml",
     "runs": "method,budget,n_labelled,draw,status,reason,dice,seconds,pretrain_seconds,steps,peak_memory_mb,"
-    "best_dice,best_step",
+    "best_dice,best_step,energy_wh",
     "summary": "method,budget,n_labelled,draws,dice,dice_sd,low,high,hd95_mm,nsd,rank,selection_gap,"
     "hd95_low,hd95_high,nsd_low,nsd_high",
     "comparisons": "method,budget,n_labelled,difference,low,high,p,p_corrected,draws,verdict,"
@@ -311,6 +311,7 @@ def _run_row(folder: StudyFolder, unit: Unit, scored: Scored | None) -> Row:
         return row
     row |= {key: outcome[key] for key in ("seconds", "steps", "peak_memory_mb")}
     row["pretrain_seconds"] = _pretrain_seconds(folder, unit)
+    row["energy_wh"] = _energy(folder, unit, outcome)
     if scored is None:
         return row
     last = scored.mean("dice")
@@ -326,14 +327,30 @@ def _pretrain_seconds(folder: StudyFolder, unit: Unit) -> float | None:
     """Return what the pre-training of a run took, also where other runs share it."""
     ran = read_json(folder.run(unit) / "manifest.json")
     if unit.arm.start is None:
-        # a method may pre-train, and teach itself, inside its run
-        return float(ran.get("pretrain_seconds", 0.0)) + float(ran.get("teach_seconds", 0.0))
-    init = ran["init"]
-    manifest = Path(init["run"]) / "manifest.json" if init else None
-    if manifest is None or not manifest.is_file():
-        places = [folder.pretrained / unit.arm.start / name for name in (unit.cell, IMAGES)]
-        manifest = next((p / "manifest.json" for p in places if (p / "manifest.json").is_file()), None)
-    return read_json(manifest).get("seconds") if manifest else None
+        # a method may pre-train, teach itself, and give its cases other shapes inside its run
+        return sum(float(ran.get(f"{part}_seconds", 0.0)) for part in ("pretrain", "teach", "synthetic"))
+    before = _pretraining(folder, unit)
+    return read_json(before / "manifest.json").get("seconds") if before else None
+
+
+def _pretraining(folder: StudyFolder, unit: Unit) -> Path | None:
+    """Return the folder of the pre-training that a run started from, while it is there."""
+    assert unit.arm.start is not None
+    init = read_json(folder.run(unit) / "manifest.json")["init"]
+    places = [folder.pretrained / unit.arm.start / name for name in (unit.cell, IMAGES)]
+    known = [Path(init["run"])] if init else []
+    return next((place for place in (*known, *places) if (place / "manifest.json").is_file()), None)
+
+
+def _energy(folder: StudyFolder, unit: Unit, outcome: Mapping[str, Any]) -> float | None:
+    """Return the watt hours of a run and of the pre-training before it; None where one of them is not known."""
+    own: float | None = outcome.get("energy_wh")
+    if unit.arm.pretrain is None or own is None:
+        return own
+    before = _pretraining(folder, unit)
+    file = before / OUTCOME if before else None
+    spent: float | None = read_json(file).get("energy_wh") if file and file.is_file() else None
+    return None if spent is None else own + spent
 
 
 def _gaps(runs: Sequence[Row]) -> dict[tuple[str, str], float]:
@@ -467,6 +484,9 @@ def _definitions() -> dict[str, str]:
         "all numbers at which the two do not differ at 95 %, over patients and the draws that both have at every "
         "budget; empty where the control's curve ends before",
         "seconds": "of training, pauses left out; pretrain_seconds: of the pre-training, which runs may share",
+        "energy_wh": "of a run, its predictions and its pre-training, which runs may share: what the GPU and, where "
+        "their counters may be read, the processors and memory of the machine took meanwhile; only of runs done one at "
+        "a time and in one go",
         "peak_memory_mb": "most memory of the process that trained (on a GPU: most that torch held there)",
     }
 

@@ -13,6 +13,7 @@ from handful.artefacts import read_json
 from handful.device import choose_device
 from handful.errors import HandfulError, RunError, Stopped
 from handful.inference.predict import predict
+from handful.studies.energy import Meter
 from handful.studies.folder import record_outcome
 from handful.training.loop import Progress
 from handful.training.recipe import parse_duration
@@ -70,7 +71,12 @@ class Task:
 
 
 def perform(
-    task: Task, *, device: str, threads: int | None, report: Callable[[float], None] = lambda fraction: None
+    task: Task,
+    *,
+    device: str,
+    threads: int | None,
+    report: Callable[[float], None] = lambda fraction: None,
+    alone: bool = False,
 ) -> dict[str, Any]:
     """Do it, or go on with it, and write down what became of it.
 
@@ -79,14 +85,18 @@ def perform(
         device: where.
         threads: CPU threads.
         report: called with the share that is done.
+        alone: no other task is done beside it, so that what the machine takes is taken by it.
 
     Returns:
-        The outcome as written: ``status``, ``reason`` of a failure, time, memory.
+        The outcome as written: ``status``, ``reason`` of a failure, time, memory, energy.
 
     Raises:
         Stopped, KeyboardInterrupt: the process was told to stop; nothing is written down then.
     """
     memory = _Memory(choose_device(device))
+    # of a run that goes on, the energy of its beginning is not known
+    begins = not list(task.out.glob("**/checkpoint.pt"))
+    meter = Meter(choose_device(device)) if alone and begins else None
     try:
         if task.kind == "pretrain":
             _train(task, device, threads, report)
@@ -106,7 +116,11 @@ def perform(
             "steps": manifest["steps"],
             "seconds": manifest["seconds"],
             "peak_memory_mb": memory.peak_mb(),
+            "energy_wh": meter.watt_hours() if meter else None,
         }
+    finally:
+        if meter:
+            meter.stop()
     try:
         record_outcome(task.out, **outcome)
     except RunError as error:  # a full disk: the outcome is still told to the audit log

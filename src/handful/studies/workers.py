@@ -53,7 +53,7 @@ def _alone(queue: Queue, *, device: str, threads: int | None) -> None:
         def report(share: float, task: Task = task) -> None:
             queue.watcher.at(task, share)
 
-        queue.end(task, perform(task, device=device, threads=threads, report=report))
+        queue.end(task, perform(task, device=device, threads=threads, report=report, alone=True))
 
 
 @dataclass
