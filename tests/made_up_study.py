@@ -16,6 +16,7 @@ GAIN = {"supervised": 0.0, "pcl": 0.015, "sscl": 0.01, "mixcl": 0.02, "mona": 0.
 
 COLUMNS = {
     "scores": "method budget n_labelled draw case patient class dice hd95_mm assd_mm nsd volume_ml reference_ml",
+    "patients": "method budget n_labelled draw patient class volumes dice hd95_mm assd_mm nsd",
     "runs": "method budget n_labelled draw status reason dice seconds pretrain_seconds steps peak_memory_mb best_dice "
     "best_step energy_wh",
     "summary": "method budget n_labelled draws dice dice_sd low high hd95_mm nsd rank selection_gap "
@@ -119,7 +120,16 @@ def make_study(
                 "low": n * 1.2 if equal else "", "high": n * 2.9 if equal else "",
                 "note": "" if equal else "more than the largest budget of the control",
             })  # fmt: skip
-    tables = {"scores": scores, "runs": runs, "summary": summary, "comparisons": comparisons, "saved": saved}
+    patients = [row | {"volumes": 1} for row in scores]  # each has one
+    patients = [{key: row[key] for key in COLUMNS["patients"].split()} for row in patients]
+    tables = {
+        "scores": scores,
+        "patients": patients,
+        "runs": runs,
+        "summary": summary,
+        "comparisons": comparisons,
+        "saved": saved,
+    }
     for name, lines in tables.items():
         write_csv(folder / f"{name}.csv", COLUMNS[name], lines)
     asked = {

@@ -17,7 +17,7 @@ from handful.studies.arms import Lengths, parse_arms
 from handful.studies.folder import StudyFolder
 from handful.studies.grid import Asked, Unit
 from handful.studies.repeat import command, files_of, recipes_of
-from handful.studies.results import NOISE, SURE, Scored, _few_draws, _Findings
+from handful.studies.results import NOISE, SURE, Scored, _few_draws, _Findings, of_patients
 from handful.studies.statistics import labels_saved
 
 ASKED = Asked(
@@ -185,3 +185,20 @@ def test_every_different_recipe_is_there_once(tmp_path: Path) -> None:
         ("pcl", "run", ["2"]),
     ]  # fmt: skip
     assert {"name": "mona", "loop": {"lr": 0.2}} in [entry["recipe"] for entry in recipes_of(folder)]
+
+
+def test_scores_of_a_patient_are_means_of_its_scored_volumes() -> None:
+    def row(patient: str, name: str, dice: float | None) -> dict[str, Any]:
+        return {"patient": patient, "class": name, "dice": dice, "hd95_mm": 1.0, "assd_mm": None, "nsd": dice}
+
+    rows = [
+        row("a", "x", 0.4),
+        row("a", "x", 0.8),
+        row("a", "y", None),
+        row("a", "y", 0.5),
+        row("b", "x", None),
+    ]
+    found = {(r["patient"], r["class"]): r for r in of_patients(rows)}
+    assert {key: (r["volumes"], r["dice"], r["assd_mm"]) for key, r in found.items()} == {
+        ("a", "x"): (2, pytest.approx(0.6), None), ("a", "y"): (2, 0.5, None), ("b", "x"): (1, None, None),
+    }  # fmt: skip

@@ -33,7 +33,8 @@ class StudyFolder:
         self.jobs = path / "jobs"
         self.summary = path / "summary.json"
         self.tables = {
-            name: path / f"{name}.csv" for name in ("scores", "runs", "summary", "comparisons", "saved")
+            name: path / f"{name}.csv"
+            for name in ("scores", "patients", "runs", "summary", "comparisons", "saved")
         }
 
     def run(self, unit: Unit) -> Path:

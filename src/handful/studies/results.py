@@ -39,6 +39,7 @@ from handful.studies.statistics import (
 
 COLUMNS = {
     "scores": "method,budget,n_labelled,draw,case,patient,class,dice,hd95_mm,assd_mm,nsd,volume_ml,reference_ml",
+    "patients": "method,budget,n_labelled,draw,patient,class,volumes,dice,hd95_mm,assd_mm,nsd",
     "runs": "method,budget,n_labelled,draw,status,reason,dice,seconds,pretrain_seconds,steps,peak_memory_mb,"
     "best_dice,best_step,energy_wh",
     "summary": "method,budget,n_labelled,draws,dice,dice_sd,low,high,hd95_mm,nsd,rank,selection_gap,"
@@ -110,6 +111,7 @@ def gather(
         row["selection_gap"] = gaps.get((row["method"], row["budget"]))
     tables: dict[str, list[Row]] = {
         "scores": [_score_row(unit, row) for unit, s in scored.items() for row in s.rows],
+        "patients": [{**_of(unit), **row} for unit, s in scored.items() for row in of_patients(s.rows)],
         "runs": runs,
         "summary": found.summary,
         "comparisons": found.comparisons,
@@ -296,6 +298,23 @@ def _read_scores(folder: StudyFolder, units: Sequence[Unit]) -> dict[Unit, Score
 
 def _score_row(unit: Unit, row: Mapping[str, Any]) -> Row:
     return {**_of(unit), **row}
+
+
+def of_patients(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Return the mean over the volumes of each patient and class, of those scored; ``volumes`` counts all of them."""
+    own: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        own.setdefault((row["patient"], row["class"]), []).append(row)
+    return [
+        {
+            "patient": patient, "class": name, "volumes": len(volumes),
+            **{
+                metric: _mean([v[metric] for v in volumes if v[metric] is not None])
+                for metric in ("dice", "hd95_mm", "assd_mm", "nsd")
+            },
+        }
+        for (patient, name), volumes in own.items()
+    ]  # fmt: skip
 
 
 def _of(unit: Unit) -> Row:
