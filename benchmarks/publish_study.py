@@ -2,25 +2,27 @@
 
     python benchmarks/publish_study.py STUDY studies/hippocampus [--into README.md]
 
-Shared are the question, the splits, the tables, the audit log, each plan, one recipe of each method, and the page
-without slices: no image, no label map, no weights, no path of this machine. ``--into`` writes the answer, the table and
-the figure between the lines ``<!-- study: written by its benchmark -->`` and ``<!-- study: end -->``.
+Shared are the question, the splits, the tables, the audit log, each plan, each different recipe, and the page without
+slices: no image, no label map, no weights, no path of this machine. ``--into`` writes the answer, the table and the
+figure between the lines ``<!-- study hippocampus: written by its benchmark -->`` and
+``<!-- study hippocampus: end -->``, by the name of the folder.
 """
 
 import argparse
 import os
 import re
 from pathlib import Path
+from typing import Any
 
-from handful.artefacts import read_yaml, write_text, write_yaml
+import yaml
+
+from handful.artefacts import write_text
 from handful.report.study import write_study_report
 from handful.report.study_files import read_study
 from handful.report.study_markdown import markdown
 from handful.studies.folder import StudyFolder
+from handful.studies.repeat import recipes_of
 from marked import MarkedPage
-
-OF_ONE_RUN = ("labelled", "unlabelled", "validation", "test", "init", "draw", "labels", "data")
-"""Parts of a recipe that splits.json and study.yaml tell for all runs."""
 
 ABSOLUTE = re.compile(r"""(?:^|[\s"'@=])(/\w[\w.-]*/[^\s"']*)""", re.MULTILINE)
 
@@ -33,9 +35,12 @@ def publish(study: Path, folder: Path) -> Path:
     """
     source = StudyFolder(study)
     records = (source.asked, source.splits, source.cases, source.summary, source.audit.path)
-    shared = {path.name: path.read_text() for path in (*records, *source.tables.values())}
+    # a study of an older version has not all of the tables
+    tables = [path for path in source.tables.values() if path.is_file()]
+    shared = {path.name: path.read_text() for path in (*records, *tables)}
     for plan in sorted(source.plans.glob("*/plan.yaml")):
         shared[f"plans/{plan.parent.name}.yaml"] = plan.read_text()
+    shared |= {f"recipes/{name}.yaml": text for name, text in recipes(source).items()}
     for name, text in shared.items():
         if hit := ABSOLUTE.search(text):
             raise ValueError(
@@ -43,13 +48,22 @@ def publish(study: Path, folder: Path) -> Path:
             )
     for name, text in shared.items():
         write_text(folder / name, text)
-    for path in sorted(
-        [*source.runs.glob("*/draw*/*/recipe.yaml"), *source.pretrained.glob("*/*/recipe.yaml")]
-    ):
-        recipe = {key: value for key, value in read_yaml(path).items() if key not in OF_ONE_RUN}
-        copy = folder / "recipes" / f"{recipe['name']}.yaml"
-        write_yaml(copy, recipe, comment="Without what differs from run to run.")
     return write_study_report(folder, images=False)
+
+
+def recipes(source: StudyFolder) -> dict[str, str]:
+    """Return name -> text: the method, ``-pretraining`` behind it, and the budgets where its recipes differ."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entry in recipes_of(source):
+        name = entry["method"] + ("-pretraining" if entry["kind"] == "pre-training" else "")
+        found.setdefault(name, []).append(entry)
+    return {
+        name if len(entries) == 1 else f"{name}-{'-'.join(entry['where'])}": yaml.safe_dump(
+            entry["recipe"], sort_keys=False, width=110
+        )
+        for name, entries in found.items()
+        for entry in entries
+    }
 
 
 def main() -> None:
@@ -58,16 +72,16 @@ def main() -> None:
     )
     parser.add_argument("study", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument(
-        "--into",
-        type=lambda path: MarkedPage(Path(path), "study"),
-        help="a page that shows the table and the figure",
-    )
+    parser.add_argument("--into", type=Path, help="a page that shows the table and the figure")
     asked = parser.parse_args()
+    try:
+        into = MarkedPage(asked.into, f"study {asked.folder.name}") if asked.into else None
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
     publish(asked.study, asked.folder)
-    if asked.into:
-        figure = os.path.relpath(asked.folder / "figure.svg", asked.into.path.parent)
-        asked.into.replace(markdown(read_study(asked.folder), figure=figure).rstrip("\n").split("\n"))
+    if into:
+        figure = os.path.relpath(asked.folder / "figure.svg", into.path.parent)
+        into.replace(markdown(read_study(asked.folder), figure=figure).rstrip("\n").split("\n"))
 
 
 if __name__ == "__main__":
