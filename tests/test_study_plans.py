@@ -1,5 +1,6 @@
 """What a study's runs share: the plan of their budget and draw, and pre-training where it would be the same."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from handful.studies.arms import Lengths, check_assignments, parse_arms, recipe_
 from handful.studies.blind import Blind, write_blind
 from handful.studies.folder import OUTCOME, StudyFolder
 from handful.studies.grid import Asked, Unit, draws_of, make_units
-from handful.studies.leakage import refuse_shared_patients
+from handful.studies.leakage import refuse_copies, refuse_shared_patients, said_of_copies
 from handful.studies.overlap import overlaps
 from handful.studies.plans import IMAGES, make_plans, same_start
 from handful.studies.schedule import make_tasks
@@ -250,3 +251,19 @@ def test_draws_that_label_the_same_cases_are_named(phantom_folder: Path) -> None
     (text,) = said(("3",), (3,))
     assert ("label the same cases" in text) == bool(same)
     assert ("3 of the 4 labelled cases that may train" in text) == (not same)
+
+
+def test_copies_on_one_side_are_named_and_no_error(phantom_folder: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(phantom_folder, tmp_path / phantom_folder.name))
+    splits = make_splits(open_dataset(data), seed=3)
+    assert refuse_copies(splits)[1:] == ((), ())
+    test, pool = list(splits.test[:2]), [case.name for case in splits.pool[:2]]
+    for one, other in (test, pool):
+        shutil.copy(splits.dataset.case(one).images[0], splits.dataset.case(other).images[0])
+    found = refuse_copies(splits)
+    assert found == (len(splits.pool) + len(splits.test), (tuple(pool),), (tuple(test),))
+    first, second = said_of_copies(found._asdict())
+    assert "among the cases that may train: fewer different cases" in first
+    assert f"({' = '.join(pool)})" in first
+    assert "intervals are narrower" in second
+    assert said_of_copies({"compared": 9}) == [], "a study of an older version did not look"

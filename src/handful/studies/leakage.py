@@ -3,8 +3,9 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,23 @@ from handful.data.cases import Case
 from handful.data.io import read_image
 from handful.data.splits import Splits
 from handful.errors import DataError
+
+CHECKED = "leakage.json"
+"""Beside the manifests of the runs: images were compared, and which are copies on one side."""
+
+
+class Copies(NamedTuple):
+    """Images that are copies of one another.
+
+    Attributes:
+        compared: how many images were.
+        pool: names of cases that may train, each group of copies.
+        test: the same of test cases.
+    """
+
+    compared: int
+    pool: tuple[tuple[str, ...], ...]
+    test: tuple[tuple[str, ...], ...]
 
 
 def refuse_shared_patients(splits: Splits) -> None:
@@ -29,14 +47,11 @@ def refuse_shared_patients(splits: Splits) -> None:
             )
 
 
-def refuse_copies(splits: Splits) -> int:
+def refuse_copies(splits: Splits) -> Copies:
     """Refuse images that train and, under another name, are tested; reads every image once.
 
     Two images are copies if all their voxels are equal, however the files are compressed and whatever their headers
-    say.
-
-    Returns:
-        How many images were compared.
+    say. Copies on one side are no leak, and are returned.
 
     Raises:
         DataError: names both files of the first pairs.
@@ -45,15 +60,36 @@ def refuse_copies(splits: Splits) -> int:
     tested = [splits.dataset.case(name) for name in splits.test]
     with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
         hashes = list(threads.map(_voxels, [*pool, *tested]))
-    by_hash: dict[str, list[Case]] = defaultdict(list)
-    for case, found in zip(pool, hashes):
-        by_hash[found].append(case)
-    pairs = [
-        (train, test) for test, found in zip(tested, hashes[len(pool) :]) for train in by_hash.get(found, [])
-    ]
+    train, test = _by_hash(pool, hashes), _by_hash(tested, hashes[len(pool) :])
+    pairs = [(one, other) for found, cases in test.items() for other in cases for one in train.get(found, [])]
     if pairs:
         raise DataError(_said(pairs))
-    return len(hashes)
+    same = [
+        tuple(tuple(case.name for case in cases) for cases in side.values() if len(cases) > 1)
+        for side in (train, test)
+    ]
+    return Copies(len(hashes), *same)
+
+
+def said_of_copies(copies: Mapping[str, Any]) -> list[str]:
+    """Return a warning for each side that holds copies; ``copies``: those of ``refuse_copies``, as read back."""
+    words = {
+        "pool": "cases that may train: fewer different cases are labelled or seen than the budget says",
+        "test": "test cases: they count as several, and intervals are narrower than they should be",
+    }
+    return [
+        f"{len(groups)} image(s) are there more than once, voxel for voxel, among the {what} "
+        f"({'; '.join(' = '.join(names) for names in groups[:5])}{'; ...' if len(groups) > 5 else ''})."
+        for side, what in words.items()
+        if (groups := copies.get(side))
+    ]
+
+
+def _by_hash(cases: Sequence[Case], hashes: Sequence[str]) -> dict[str, list[Case]]:
+    found: dict[str, list[Case]] = defaultdict(list)
+    for case, own in zip(cases, hashes):
+        found[own].append(case)
+    return found
 
 
 def _said(pairs: Sequence[tuple[Case, Case]]) -> str:

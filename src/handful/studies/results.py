@@ -22,6 +22,7 @@ from handful.studies.arms import CONTROL
 from handful.studies.audit import OPENED
 from handful.studies.folder import OUTCOME, StudyFolder
 from handful.studies.grid import Asked, Unit
+from handful.studies.leakage import CHECKED, said_of_copies
 from handful.studies.overlap import labelled_in, overlaps
 from handful.studies.plans import IMAGES
 from handful.studies.repeat import command, files_of, recipes_of
@@ -416,6 +417,8 @@ def _warnings(
         if row["verdict"] == SURE and row["difference"] > 0 and (row["hd95_difference"] or 0) > 0
     ]
     said += overlaps(units, splits)
+    checked = folder.blind / CHECKED
+    said += said_of_copies(read_json(checked)) if checked.is_file() else []
     count = len(set(patients))
     if found.summary and count < 2:
         said.append("one test patient: intervals say nothing of other patients.")

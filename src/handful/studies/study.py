@@ -15,7 +15,7 @@ from handful.studies.blind import open_unread, write_blind
 from handful.studies.cluster import check_cluster, on_cluster
 from handful.studies.folder import StudyFolder
 from handful.studies.grid import Asked, Unit, check, draws_of, make_units, split_list
-from handful.studies.leakage import refuse_copies, refuse_shared_patients
+from handful.studies.leakage import CHECKED, refuse_copies, refuse_shared_patients
 from handful.studies.overlap import overlaps
 from handful.studies.pace import Pace, Watcher
 from handful.studies.plans import make_plans
@@ -28,9 +28,6 @@ from handful.training.folder import RunFolder
 
 SNAPSHOTS = 4
 """Weights kept on the way of each run unless told otherwise."""
-
-CHECKED = "leakage.json"
-"""Beside the manifests of the runs: images were compared."""
 
 
 def study(
@@ -209,7 +206,7 @@ def _run(
     checked = folder.blind / CHECKED
     if not checked.exists():
         say("comparing all images: does a test image also train?")
-        write_json(checked, {"compared": refuse_copies(splits)})
+        write_json(checked, refuse_copies(splits)._asdict())
     blind = write_blind(folder.blind, splits)
     plans = {}
     if plan is None:
