@@ -66,8 +66,8 @@ def test_what_names_this_machine_or_has_no_place_is_refused(study: Path, tmp_pat
     assert done.returncode == 2
     assert "it needs the lines <!-- study out: written by its benchmark -->" in done.stderr
     recipe = study / "runs" / "2" / "draw0" / "mona" / "recipe.yaml"
-    write_yaml(recipe, {"name": "mona", "teacher": "/home/someone/weights"})
+    write_yaml(recipe, {"name": "mona", "teacher": "/data/someone/weights"})
     done = publish(study, tmp_path / "out")
     assert done.returncode != 0
-    assert "recipes/mona-2.yaml names /home/someone/weights" in done.stderr
+    assert "recipes/mona-2.yaml names /data/someone/weights" in done.stderr
     assert not (tmp_path / "out").exists()

@@ -505,7 +505,8 @@ def _definitions() -> dict[str, str]:
         "equal_labels": "labels at which the control has the same Dice, its curve linear in log(labels); low, high: "
         "all numbers at which the two do not differ at 95 %, over patients and the draws that both have at every "
         "budget; empty where the control's curve ends before",
-        "seconds": "of training, pauses left out; pretrain_seconds: of the pre-training, which runs may share",
+        "seconds": "of training, pauses left out; pretrain_seconds: of what came before it: a "
+        "pre-training, which runs may share, a teacher, registrations",
         "energy_wh": "of a run, its predictions and its pre-training, which runs may share: what the GPU and, where "
         "their counters may be read, the processors and memory of the machine took meanwhile; only of runs done one at "
         "a time and in one go",
