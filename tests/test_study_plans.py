@@ -17,6 +17,7 @@ from handful.studies.folder import OUTCOME, StudyFolder
 from handful.studies.grid import Asked, Unit, draws_of, make_units
 from handful.studies.leakage import refuse_copies, refuse_shared_patients, said_of_copies
 from handful.studies.overlap import overlaps
+from handful.studies.pace import Pace, Watcher
 from handful.studies.plans import IMAGES, make_plans, same_start
 from handful.studies.schedule import make_tasks
 from handful.studies.tasks import Task
@@ -267,3 +268,28 @@ def test_copies_on_one_side_are_named_and_no_error(phantom_folder: Path, tmp_pat
     assert f"({' = '.join(pool)})" in first
     assert "intervals are narrower" in second
     assert said_of_copies({"compared": 9}) == [], "a study of an older version did not look"
+
+
+def test_what_earlier_commands_did_is_not_counted_as_this_one_s_speed(
+    tmp_path: Path, units: tuple[Unit, ...], blind: Blind, made: tuple[Path, dict[str, Plan]]
+) -> None:
+    first, second = [
+        task for task in tasks_of(tmp_path, units, blind, made[1]).values() if task.kind == "train"
+    ][:2]
+    pace = Pace(total=2, left=first.weight + second.weight)
+    watcher = Watcher(pace, started=lambda t: None, ended=lambda t, o: None, report=lambda p: None)
+    watcher.started(first)
+    watcher.at(first, 0.9)  # its checkpoint was there
+    assert pace.fraction == 0
+    assert pace.seconds_left is None
+    watcher.at(first, 0.95)
+    assert pace.fraction == pytest.approx(0.05 / 1.1)
+    watcher.ended(first, {"status": "finished"})
+    watcher.started(second)
+    watcher.at(second, 0.0)
+    assert pace.fraction == pytest.approx(0.1 / 1.1)
+    pace.started -= 30
+    assert pace.seconds_left == pytest.approx(300, rel=0.01)
+    watcher.at(second, 1.0)
+    watcher.ended(second, {"status": "finished"})
+    assert pace.fraction == pytest.approx(1)

@@ -19,6 +19,7 @@ class Pace:
         left: weight of the tasks of this command that are not done.
         done: weight of those that are.
         current: task -> share done, of those in work.
+        before: weight of what earlier commands had done of the tasks of this one.
     """
 
     total: int
@@ -27,13 +28,14 @@ class Pace:
     left: float = 0.0
     done: float = 0.0
     current: dict[Task, float] = field(default_factory=dict)
+    before: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
     @property
     def fraction(self) -> float:
         """Share of this command's work that is done."""
         done = self.done + sum(task.weight * share for task, share in self.current.items())
-        return done / max(self.done + self.left, 1e-9)
+        return (done - self.before) / max(self.done + self.left - self.before, 1e-9)
 
     @property
     def seconds_left(self) -> float | None:
@@ -54,6 +56,7 @@ class Watcher:
         report: Callable[[Pace], None],
     ) -> None:
         self.pace, self._started, self._ended, self._report = pace, started, ended, report
+        self._heard: set[Task] = set()
 
     def started(self, task: Task) -> None:
         """Say that a task begins."""
@@ -63,6 +66,9 @@ class Watcher:
 
     def at(self, task: Task, share: float) -> None:
         """Say how much of a task is done."""
+        if task not in self._heard:  # a run that goes on begins where it was
+            self._heard.add(task)
+            self.pace.before += task.weight * share
         self.pace.current[task] = share
         self._report(self.pace)
 
