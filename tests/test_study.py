@@ -602,3 +602,5 @@ def test_a_named_arm_is_its_method_until_a_setting_is_for_it_alone(
     assert all(np.array_equal(first[key], second[key]) for key in first)
     assert any(not np.array_equal(first[key], control[key]) for key in first)
     assert "same=pcl" in read_json(out / "summary.json")["command"]
+    assert main(["report", str(out), "--no-images"]) == 0
+    assert "pcl, same=pcl+supervised, long=supervised" in (out / "report.html").read_text()

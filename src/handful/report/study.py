@@ -154,11 +154,14 @@ def _protocol(study: Study) -> list[tuple[str, str]]:
     names = ", ".join(cases[:NAMES_SHOWN]) + (
         f" and {len(cases) - NAMES_SHOWN} more" if len(cases) > NAMES_SHOWN else ""
     )
+    asked = mapping(study.about.get("asked")) or study.asked
+    given = [str(text) for text in listing(asked.get("methods"))]
+    specs = {text.partition("=")[0]: text for text in given if "=" in text}
     facts: list[tuple[str, Any]] = [
         ("Data set", data.get("name")),
         ("Content hash", data.get("hash")),
         ("Test cases", f"{count(len(cases), 'case')} of {count(len(patients), 'patient')}: {names}"),
-        ("Methods", ", ".join(name_of(method) for method in study.methods)),
+        ("Methods", ", ".join(specs.get(method, name_of(method)) for method in study.methods)),
         ("Budgets", ", ".join(budget_words(study, budget) for budget in study.budgets)),
         (
             "Draws of labels",
@@ -166,7 +169,6 @@ def _protocol(study: Study) -> list[tuple[str, str]]:
         ),
         ("Seed", study.about.get("seed")),
     ]
-    asked = mapping(study.about.get("asked")) or study.asked
     shown = {"methods", "labels", "draws", "seed", "command"}
     facts += [
         (key.replace("_", " ").capitalize(), _plain(value))
