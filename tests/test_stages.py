@@ -208,14 +208,14 @@ def test_labels_outside_the_budget_reach_neither_stage(
     # the house recipe with every part that reads images without labels
     more = ("method.pseudo_weight=1", "method.start=0", "sampling.synthetic=2", "sampling.synthetic_steps=1")
     settings = {"method": "auto", "set_": (*chosen, *more, "plan.dims=2", "plan.width=4")}
-    train(**arguments(phantom_folder, tmp_path / "a", steps=4) | settings)  # type: ignore[arg-type]
+    train(**arguments(phantom_folder, tmp_path / "a", steps=2) | settings)  # type: ignore[arg-type]
     known = set(read_json(tmp_path / "a" / "pretrain" / "manifest.json")["cases"]["labelled"])
     assert len(known) == 2
     for file in (poisoned / "labelsTr").glob("*.nii.gz"):
         if file.name.removesuffix(".nii.gz") not in known:
             label = nib.load(file)
             nib.save(nib.Nifti1Image(np.ones(label.shape, np.uint8), label.affine), file)
-    train(**arguments(poisoned, tmp_path / "b", steps=4) | settings)  # type: ignore[arg-type]
+    train(**arguments(poisoned, tmp_path / "b", steps=2) | settings)  # type: ignore[arg-type]
     for folder in ("pretrain", "."):
         mine, theirs = weights(tmp_path / "b" / folder), weights(tmp_path / "a" / folder)
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
