@@ -50,7 +50,7 @@ def demo(
     arms = {"supervised": out / "run", "auto": out / "run-auto"}
     why = {
         "supervised": "and nothing else: the control",
-        "auto": "and on all images: a pre-training without labels, then labelled cases in the shapes of others",
+        "auto": "and on all images: the same training after a pre-training that needs no label",
     }
     settings = {
         "supervised": (),
