@@ -58,7 +58,7 @@ class Batch(NamedTuple):
 
     Attributes:
         first, second: (B, C, *S), of this process.
-        position: (N, 3) along D, H, W.
+        position: (N, 3) along the axis that is cut into slices, then along rows and columns (``Crops``).
         related: (N, N) bool, which images overlap.
         axis: which of the volume's D, H, W the images of this step are slices of.
     """

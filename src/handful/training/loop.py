@@ -219,9 +219,8 @@ def fit(
             wall, cpu = time.monotonic(), time.thread_time()
             optimiser.zero_grad(set_to_none=True)
             try:
-                with (
-                    fabric.autocast()
-                ):  # fabric itself applies the precision to forward() only, not to step()
+                # fabric itself applies the precision to forward() only, not to step()
+                with fabric.autocast():
                     output = wrapped.step(_channels_last(batch, memory_format), fraction)
             except NotFinite as error:
                 raise _diverged(folder, *window.first_bad() or (number + 1, str(error))) from error
