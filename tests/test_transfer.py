@@ -15,11 +15,11 @@ from torch import nn
 from handful.data.plan import read_plan, write_plan
 from handful.errors import DataError, UsageError
 from handful.inference.predict import predict
+from handful.methods.contract import Method
 from handful.networks.weights import read_metadata
 from handful.training.decisions import decide_plan
 from handful.training.run import pretrain, train
 from handful.training.settle import settle
-from handful.training.stage import Stage
 from handful.training.start import _adapted, build_method, start_from
 
 STILL = ("loop.lr=1e-12", "loop.ema_horizon=0", "loop.weight_decay=0")
@@ -329,11 +329,7 @@ def test_values_of_hidden_labels_are_unknown_to_a_run(phantom_folder: Path, tmp_
 
 
 def test_a_teacher_starts_from_the_loaded_weights_too(phantom_folder: Path, pretrained: Path) -> None:
-    stage = settled("mean_teacher", phantom_folder, pretrained)
-    plan = decide_plan(stage.dataset, stage.selection, device="cpu")
-    method, _ = build_method(
-        stage.recipe, plan, 0, start=lambda method: start_from(stage, method, plan).parts
-    )
+    method: Any = begun("mean_teacher", phantom_folder, pretrained)
     loaded = load_file(pretrained / "weights.safetensors")
     for network in (method.network, method.teacher.module):
         state = network.state_dict()
@@ -341,11 +337,7 @@ def test_a_teacher_starts_from_the_loaded_weights_too(phantom_folder: Path, pret
 
 
 def test_both_networks_of_cps_start_from_the_loaded_encoder(phantom_folder: Path, pretrained: Path) -> None:
-    stage = settled("cps", phantom_folder, pretrained)
-    plan = decide_plan(stage.dataset, stage.selection, device="cpu")
-    method, _ = build_method(
-        stage.recipe, plan, 0, start=lambda method: start_from(stage, method, plan).parts
-    )
+    method: Any = begun("cps", phantom_folder, pretrained)
     loaded = load_file(pretrained / "weights.safetensors")
     assert loaded
     for network in (method.network, method.second):
@@ -355,12 +347,18 @@ def test_both_networks_of_cps_start_from_the_loaded_encoder(phantom_folder: Path
     assert any(not torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
 
 
-def settled(method: str, data: Path, init: Path) -> Stage:
-    return settle(
-        "train", data, method=method, labels="2", draw=0, test=None, splits=None, fold=None, seed=0,
+def begun(name: str, data: Path, init: Path) -> Method:
+    """Build a method that starts from the weights of another run."""
+    stage = settle(
+        "train", data, method=name, labels="2", draw=0, test=None, splits=None, fold=None, seed=0,
         steps=1, max_time=None, plan=None, patients=None, recipe=None, set_=(), device="cpu", precision="auto",
         threads=None, init=init, adapt_channels=False, partial_init=False, devices=1, nodes=1,
     )  # fmt: skip
+    plan = decide_plan(stage.dataset, stage.selection, device="cpu")
+    method, _ = build_method(
+        stage.recipe, plan, 0, start=lambda method: start_from(stage, method, plan).parts
+    )
+    return method
 
 
 def test_a_chain_of_starts_forgets_no_label(phantom_folder: Path, tmp_path: Path) -> None:

@@ -73,10 +73,14 @@ def dice_and_fading_cross_entropy(
     )
 
 
-def labelled_loss(form: Form, progress: float) -> Both:
+def labelled_loss(form: Form, progress: float, *, smooth: float = 1e-5) -> Both:
     """Return ``dice_and_fading_cross_entropy`` in the form that a method's settings ask for."""
     return dice_and_fading_cross_entropy(
-        form.balance, progress, squared=form.squared_dice, include_background=form.dice_background
+        form.balance,
+        progress,
+        squared=form.squared_dice,
+        include_background=form.dice_background,
+        smooth=smooth,
     )
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from handful.batches import SegmentationBatch
 from handful.data.sampling import Source
 from handful.errors import UsageError
-from handful.losses.labelled import dice_and_fading_cross_entropy, labelled_terms
+from handful.losses.labelled import labelled_loss, labelled_terms
 from handful.losses.segmentation import deep_supervision
 from handful.methods.contract import Method, Needs, StepOutput
 from handful.networks.unet import UNet
@@ -69,10 +69,7 @@ class Supervised(Method):
             self.network.deep(batch.image) if isinstance(self.network, UNet) else [self.network(batch.image)]
         )
         settings = self.settings
-        both = dice_and_fading_cross_entropy(
-            settings.balance, progress, squared=settings.squared_dice,
-            include_background=settings.dice_background, smooth=settings.dice_smooth,
-        )  # fmt: skip
+        both = labelled_loss(settings, progress, smooth=settings.dice_smooth)
         terms, logs = labelled_terms(deep_supervision(levels, batch.label, both), settings)
         return StepOutput(terms["dice_loss"] + terms["cross_entropy"], logs)
 
