@@ -276,20 +276,60 @@ def test_what_earlier_commands_did_is_not_counted_as_this_one_s_speed(
     first, second = [
         task for task in tasks_of(tmp_path, units, blind, made[1]).values() if task.kind == "train"
     ][:2]
-    pace = Pace(total=2, left=first.weight + second.weight)
+    now = 0.0
+    pace = Pace(total=2, clock=lambda: now)
+    pace.plan([first, second])
     watcher = Watcher(pace, started=lambda t: None, ended=lambda t, o: None, report=lambda p: None)
     watcher.started(first)
     watcher.at(first, 0.9)  # its checkpoint was there
     assert pace.fraction == 0
     assert pace.seconds_left is None
+    now = 15.0
     watcher.at(first, 0.95)
     assert pace.fraction == pytest.approx(0.05 / 1.1)
+    assert pace.seconds_left == pytest.approx(300 * 1.05)
+    now = 30.0
     watcher.ended(first, {"status": "finished"})
     watcher.started(second)
     watcher.at(second, 0.0)
     assert pace.fraction == pytest.approx(0.1 / 1.1)
-    pace.started -= 30
-    assert pace.seconds_left == pytest.approx(300, rel=0.01)
+    assert pace.seconds_left == pytest.approx(300)
     watcher.at(second, 1.0)
     watcher.ended(second, {"status": "finished"})
     assert pace.fraction == pytest.approx(1)
+
+
+def test_time_left_knows_that_a_step_of_one_method_takes_longer_than_of_another(tmp_path: Path) -> None:
+    def task(method: str, number: int) -> Task:
+        return Task(
+            kind="train", out=tmp_path / f"{method}{number}", words=method, data=tmp_path, splits=tmp_path,
+            method=method, labels="1", draw=number, seed=0, steps=100, max_time=None, settings=(),
+        )  # fmt: skip
+
+    now = 0.0
+    quick, slow = [task("quick", n) for n in range(3)], [task("slow", n) for n in range(3)]
+    pace = Pace(total=6, clock=lambda: now)
+    pace.plan([*quick, *slow])
+    pace.begin(quick[0])
+    now = 10.0
+    pace.end(quick[0], finished=True)
+    assert pace.seconds_left == pytest.approx(20 + 30), "what was not met yet counts as what was"
+    pace.begin(slow[0])
+    now = 25.0
+    pace.at(slow[0], 0.0)
+    pace.at(slow[0], 0.5)
+    now = 60.0
+    pace.at(slow[0], 1.0)
+    pace.end(slow[0], finished=True)
+    assert pace.seconds_left == pytest.approx(2 * 10 + 2 * 50)
+    pace.begin(quick[1])
+    pace.begin(slow[1])
+    assert pace.seconds_left == pytest.approx(2 * 10 + 2 * 50), "queued, not begun"
+    pace.at(quick[1], 0.0)
+    pace.at(slow[1], 0.0)
+    assert pace.seconds_left == pytest.approx((2 * 10 + 2 * 50) / 2), "two at once"
+    pace.end(quick[1], finished=False)
+    assert (pace.finished, pace.failed) == (2, 1)
+    assert pace.seconds_left == pytest.approx((10 + 2 * 50) / 2), (
+        "one that failed tells nothing, nor its going"
+    )

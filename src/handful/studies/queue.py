@@ -22,7 +22,7 @@ class Queue:
         self.watcher = watcher
         self._pending = {task.out for task in tasks}
         self._failed: dict[Path, str] = {}
-        watcher.pace.left = sum(task.weight for task in tasks)
+        watcher.pace.plan(tasks)
 
     def next(self) -> Task | None:
         """Hand out the first task that can begin; None while there is none."""
