@@ -14,7 +14,7 @@ from handful.data.augment.settings import AugmentSettings
 from handful.data.sampling import Source
 from handful.errors import UsageError
 from handful.losses.equivariance import anatomy, masked_divergence
-from handful.losses.mixing import next_partner, paste
+from handful.losses.mixing import erase, next_partner, paste
 from handful.losses.neighbours import nearest_neighbours, pooled
 from handful.losses.pseudo_label import pseudo_label_cross_entropy
 from handful.methods import mona
@@ -105,15 +105,53 @@ def test_each_principle_can_be_left_out_and_no_other_term_notices(form: str) -> 
     )
 
 
+@pytest.mark.parametrize("mix", ["cutmix", "cutout", "none"])
+def test_strong_views_show_what_the_mixing_left(mix: str) -> None:
+    source = colourless(phantom_source(2))
+    batch = method(deform=0.0, mix=mix).batch(source)
+    if mix == "none":
+        assert batch.keep is None
+        torch.testing.assert_close(batch.strong, batch.weak)
+    else:
+        own = batch.keep[:, None].expand_as(batch.weak)
+        torch.testing.assert_close(batch.strong[own], batch.weak[own])
+        instead = batch.weak.roll(-1, 0) if mix == "cutmix" else torch.zeros_like(batch.weak)
+        torch.testing.assert_close(batch.strong[~own], instead[~own])
+        assert (~own).float().mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_class_mix_moves_images_labels_and_confidences_alike() -> None:
+    batch = method(mix="classmix").batch(phantom_source(2))
+    assert batch.keep is None
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 4, batch.weak[:, 0].shape, generator=generator)
+    confidence = torch.rand(label.shape, generator=generator)
+    # images that show their own labels and confidences
+    batch = batch._replace(strong=label[:, None].float(), second=confidence[:, None])
+    mixed, labels, confidences = mona._mixed_by_class(batch, label, confidence)
+    assert torch.equal(mixed.strong[:, 0].long(), labels)
+    assert torch.equal(mixed.second[:, 0], confidences)
+    kept = confidences == confidence
+    assert torch.equal(confidences[~kept], confidence.roll(-1, 0)[~kept])
+    for own, mine in zip(label, kept):
+        assert len(set(own[mine].tolist())) == 2, "half of four classes"
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "cutout", "classmix", "none"])
 @pytest.mark.parametrize("dims", [2, 3])
-def test_the_terms_are_the_losses_of_what_the_networks_say(dims: int) -> None:
-    made = method(dims, sure=20, deform=0.0, repair_start=False)
+def test_the_terms_are_the_losses_of_what_the_networks_say(dims: int, mix: str) -> None:
+    made = method(dims, sure=20, deform=0.0, repair_start=False, mix=mix)
     batch = made.batch(phantom_source(dims))
     terms = made.step(batch, 0.1).terms
-    teacher = made.teacher.module.network(batch.weak).softmax(1)
-    partner = next_partner(len(batch.weak))
-    label = paste(teacher.argmax(1), batch.keep, partner)
-    confidence = paste(teacher.amax(1), batch.keep, partner)
+    confidence, label = made.teacher.module.network(batch.weak).softmax(1).max(1)
+    if mix == "cutmix":
+        label, confidence = (
+            paste(each, batch.keep, next_partner(len(label))) for each in (label, confidence)
+        )
+    elif mix == "cutout":
+        label, confidence = erase(label, batch.keep, IGNORE), erase(confidence, batch.keep, 0)
+    elif mix == "classmix":
+        batch, label, confidence = mona._mixed_by_class(batch, label, confidence)
     student, known = made.network, len(batch.image)
     expected = pseudo_label_cross_entropy(student(batch.strong), label, confidence)
     torch.testing.assert_close(terms["pseudo_label"], expected)

@@ -111,7 +111,7 @@ def box_masks(
     return torch.stack(boxes).logical_or(whole)
 
 
-def class_mask(label: Tensor, classes: int, *, generator: torch.Generator) -> Tensor:
+def class_mask(label: Tensor, *, generator: torch.Generator) -> Tensor:
     """Return (B, *S): True on half (rounded down) of the classes of each label (ClassMix); -1 is never among them."""
     mask = torch.zeros_like(label, dtype=torch.bool)
     for image, own in enumerate(label):
@@ -138,20 +138,15 @@ def paste(maps: Tensor, mask: Tensor, partner: Tensor) -> Tensor:
     return torch.where(_spread(mask, maps), maps, maps[partner.to(maps.device)])
 
 
-def cut_out(image: Tensor, label: Tensor, confidence: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Erase what the mask does not keep: image 0, label -1, confidence 0.
+def erase(maps: Tensor, mask: Tensor, value: float) -> Tensor:
+    """Return the maps with ``value`` where the mask is False: CutOut, of images 0, labels -1, confidences 0.
 
     Args:
-        image: (B, C, *S).
-        label: (B, *S) int64.
-        confidence: (B, *S).
+        maps: (B, *S) or (B, C, *S).
         mask: (B, *S) bool, or (1, *S) for all images.
+        value: for what is erased.
     """
-    return (
-        image.where(_spread(mask, image), 0),
-        label.where(_spread(mask, label), IGNORE),
-        confidence.where(_spread(mask, confidence), 0),
-    )
+    return maps.where(_spread(mask, maps), value)
 
 
 def mixup(maps: Tensor, weight: float, partner: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def pseudo_label_cross_entropy(
     """Return the mean over pixels with CE > 0 of w_b CE, w_b = (pixels with confidence >= threshold) / (known pixels).
 
     The whole image is weighed, not its pixels: those of low confidence are trained too. As published, the numerator
-    counts every pixel, so a pixel that was cut out must have confidence 0 (as ``mixing.cut_out`` leaves it), or an
+    counts every pixel, so a pixel that was cut out must have confidence 0 (as ``mixing.erase`` leaves it), or an
     image can weigh more than 1; and pixels that are right beyond the last digit (CE exactly 0) leave the mean. An
     image without known pixels weighs 0; where nothing is known the loss is 0.
 

@@ -47,7 +47,7 @@ from handful.losses.anatomical import (
 from handful.losses.embeddings import unit
 from handful.losses.equivariance import anatomy, warp_consistency
 from handful.losses.labelled import LabelledTerms, labelled_loss, labelled_terms
-from handful.losses.mixing import half_box_mask, next_partner, paste
+from handful.losses.mixing import class_mask, erase, half_box_mask, next_partner, paste
 from handful.losses.neighbours import nearest_neighbours, pooled
 from handful.losses.processes import gathered, gathered_unequal
 from handful.losses.pseudo_label import pseudo_label_cross_entropy
@@ -91,7 +91,8 @@ class Settings:
         cells: maps are averaged to so many cells along each axis, or along all, before they are remembered.
         neighbour_form: ``official`` has no gradient, as released; for comparison only.
         warp_degrees, warp_scale, warp_shift, warp_jitter: of consistency's warp, see ``thin_plate``; in 3D in plane.
-        cutmix: whether unlabelled images show half of the next one.
+        mix: what strong views are mixed with: ``cutmix``, a box of half the next image; ``classmix``, the next image
+            but for half of the own classes; ``cutout``, a box of half is erased; or ``none``.
         deform: probability, for all images of a step at once, of a smooth small deformation of strong views.
         align: whether pseudo-labels and the second strong view are deformed like the first.
         width: of pixel embeddings; None is the sum of the decoder's widths.
@@ -139,7 +140,7 @@ class Settings:
     warp_scale: tuple[float, float] = (0.8, 1.2)  # released code
     warp_shift: float = 0.1  # released code
     warp_jitter: float = 0.01  # released code
-    cutmix: bool = True  # released code
+    mix: Literal["cutmix", "classmix", "cutout", "none"] = "cutmix"  # released code, which offers all
     deform: float = 0.5  # released code
     align: bool = True  # repaired; released code: False
     width: int | None = 64  # ours; released code: 496, the sum; 16 in 3D
@@ -204,9 +205,9 @@ class Batch(NamedTuple):
         image: (B, C, *S).
         label: (B, *S) int64, -1 where unknown.
         weak: (U, C, *S) as they are; None, and all that follows but ``seed``, without unlabelled cases.
-        strong, second: (U, C, *S), boxes pasted in, then perhaps deformed, then recoloured; ``second`` is None without
-            consistency.
-        keep: (U, *S) bool, False where a strong view shows the next image; None without CutMix.
+        strong, second: (U, C, *S), boxes pasted in, then perhaps deformed, then recoloured (ClassMix mixes them last,
+            in the step); ``second`` is None without consistency.
+        keep: (U, *S) bool, False in the boxes of CutMix and CutOut; None without.
         flow: (U, H, W, 2) the sampling grid that pseudo-labels follow; None where there is none to follow.
         grid: (B + U, H, W, 2) the sampling grid of consistency; None without.
         seed: of queries and negatives, which depend on what the network says.
@@ -311,9 +312,11 @@ class MONA(Method):
         count, device, generator = len(weak.image), weak.image.device, source.generator()
         keep = flow = second = grid = None
         mixed = weak.image
-        if settings.cutmix:
+        if settings.mix in ("cutmix", "cutout"):
             keep = half_box_mask(count, source.patch, generator=generator).to(device)
-            mixed = paste(mixed, keep, next_partner(count))
+            mixed = (
+                erase(mixed, keep, 0) if settings.mix == "cutout" else paste(mixed, keep, next_partner(count))
+            )
 
         def deformation() -> Tensor | None:
             happens = bool(torch.rand((), generator=generator) < settings.deform)
@@ -352,6 +355,8 @@ class MONA(Method):
             (levels,) = deep_logits(self.network, batch.image)
             return _output(*self._labelled(levels, batch.label, progress))
         pseudo, confidence = self._pseudo_labels(batch)
+        if settings.mix == "classmix":
+            batch, pseudo, confidence = _mixed_by_class(batch, pseudo, confidence)
         levels, logits, z = self._student(batch)
         terms, logs = self._labelled(levels, batch.label, progress)
         logs["confident"] = (confidence >= settings.sure).float().mean()
@@ -427,7 +432,9 @@ class MONA(Method):
         teacher = self.teacher.module
         network = teacher.network if isinstance(teacher, Branch) else teacher
         confidence, label = network(batch.weak).float().softmax(1).max(1)
-        if batch.keep is not None:
+        if batch.keep is not None and self.settings.mix == "cutout":
+            label, confidence = erase(label, batch.keep, IGNORE), erase(confidence, batch.keep, 0)
+        elif batch.keep is not None:
             partner = next_partner(len(label))
             label, confidence = (paste(each, batch.keep, partner) for each in (label, confidence))
         if batch.flow is not None:
@@ -524,6 +531,21 @@ class MONA(Method):
 
 def _output(terms: Mapping[str, Tensor], logs: Mapping[str, Tensor]) -> StepOutput:
     return StepOutput(torch.stack(list(terms.values())).sum(), logs, terms)
+
+
+def _mixed_by_class(batch: Batch, label: Tensor, confidence: Tensor) -> tuple[Batch, Tensor, Tensor]:
+    """Leave of each strong view half of its classes on top of the next one, and mix its labels alike (ClassMix).
+
+    The classes are the teacher's, so this waits for its labels; released code mixes before it deforms and recolours.
+    """
+    assert batch.strong is not None
+    keep = class_mask(label, generator=torch.Generator().manual_seed(batch.seed + 1))
+    partner = next_partner(len(label))
+    strong, second = (
+        None if view is None else paste(view, keep, partner) for view in (batch.strong, batch.second)
+    )
+    mixed = batch._replace(strong=strong, second=second)
+    return mixed, paste(label, keep, partner), paste(confidence, keep, partner)
 
 
 def _pixels(z: Tensor, logits: Tensor, label: Tensor, sure: Tensor) -> Pixels:
