@@ -69,9 +69,9 @@ def made(monkeypatch) -> list[int]:
     """Grows by one with every case that is really prepared."""
     prepare, calls = module.prepare, []
 
-    def counted(*arguments):
+    def counted(*arguments, **options):
         calls.append(1)
-        return prepare(*arguments)
+        return prepare(*arguments, **options)
 
     monkeypatch.setattr(module, "prepare", counted)
     return calls

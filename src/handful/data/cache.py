@@ -104,7 +104,7 @@ class Cache:
         image = read_image(case.images)
         label = read_label(case.label) if case.label is not None else None
         try:
-            return prepare(image, label, self.plan)
+            return prepare(image, label, self.plan, annotated=case.annotated)
         except DataError as error:
             raise DataError(f"case {case.name} ({case.images[0]}): {error}") from None
 
@@ -132,6 +132,8 @@ class Cache:
         if case.label is None:
             return image, None
         classes = {"label": self._hash(case.label), "values": plan.label_values, "ignore": plan.ignore_value}
+        if case.annotated is not None:
+            classes["annotated"] = case.annotated
         return image, self.folder / f"{name}-{artefacts.hash_of({**grid, **classes})}.label.b2nd"
 
     def _hash(self, path: Path) -> str:

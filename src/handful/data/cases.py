@@ -17,6 +17,7 @@ class Case:
         images: one file a channel, in the order of ``Dataset.channel_names``.
         label: the label map, or None for an unlabelled case.
         held_out: the data set itself sets this case aside as test; it never trains anything.
+        annotated: values of the structures that were annotated, where others may be there unlabelled; None: all were.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Case:
     images: tuple[Path, ...]
     label: Path | None = None
     held_out: bool = False
+    annotated: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

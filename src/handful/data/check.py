@@ -227,6 +227,14 @@ def _examine_label(
             f"label values that nobody declared: {shown}{', ...' if len(strange) > 8 else ''}.",
             f"Declared are {', '.join(map(str, sorted(declared)))}: correct the file or the labels in dataset.json.",
         )
+    elif case.annotated is not None and (
+        others := set(facts.voxels) - {0, dataset.ignore_value, *case.annotated}
+    ):
+        problems.fatal(
+            file,
+            f"it holds {sorted(others)}, but only {list(case.annotated)} are said to be annotated in case {case.name}.",
+            "Correct the column 'annotated', or the label map.",
+        )
     elif set(facts.voxels) <= {0, dataset.ignore_value}:
         problems.warning(
             file,

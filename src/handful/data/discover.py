@@ -19,6 +19,7 @@ from handful.data.io import NIFTI, read_label, suffix_of
 from handful.data.layouts import Found
 from handful.data.manifest import find_in_csv
 from handful.data.nifti import read_nifti_header
+from handful.data.partial import annotated_structures
 from handful.data.patients import assign_patients, patients_in_two_splits
 from handful.data.problems import Problem, ProblemError, Problems
 from handful.errors import DataError
@@ -80,10 +81,14 @@ def scan_dataset(path: Path | str, *, patients: str | None = None) -> Scan:
         problems.fatal(path, f"the folder cannot be read ({error.strerror}).", "Check its permissions.")
         return Scan(None, tuple(problems))
     entries, patients_from = assign_patients(found, patients, problems)
+    annotated = annotated_structures(found, problems)
     cases = tuple(
-        Case(name=e.name, patient=e.patient or e.name, images=e.images, label=e.label, held_out=e.held_out)
+        Case(
+            name=e.name, patient=e.patient or e.name, images=e.images, label=e.label, held_out=e.held_out,
+            annotated=annotated.get(e.name),
+        )
         for e in sorted(entries, key=lambda e: e.name)
-    )
+    )  # fmt: skip
     problems += _judge_names(cases)
     problems += patients_in_two_splits(cases)
     if not any(case.label for case in cases):
@@ -142,7 +147,10 @@ def content_hash(dataset: Dataset) -> str:
             "ignore": dataset.ignore_value,
             "channels": dataset.channel_names,
             "cases": [
-                [c.name, c.patient, c.held_out, [digest(image) for image in c.images], digest(c.label)]
+                [
+                    *(c.name, c.patient, c.held_out, [digest(image) for image in c.images], digest(c.label)),
+                    *([c.annotated] if c.annotated is not None else []),
+                ]
                 for c in dataset.cases
             ],
         }

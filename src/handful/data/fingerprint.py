@@ -246,7 +246,8 @@ def _look_at(case: Case, dataset: Dataset, *, with_label: bool) -> _Seen:
     if dataset.ignore_value is not None:
         inside &= values != dataset.ignore_value
     box = next(iter(ndimage.find_objects(inside.view(np.uint8))), None)
-    largest = None if box is None else largest_share(inside[box])
+    # of all foreground together only where all of it is known
+    largest = None if box is None or case.annotated is not None else largest_share(inside[box])
     return _Seen(fingerprint, classes, largest, [_thinned(channel[inside]) for channel in voxels], body)
 
 

@@ -7,13 +7,14 @@ from handful.data.declared import Declared
 
 
 class Entry(NamedTuple):
-    """One case as found on disk; the patient is None where the layout does not name it."""
+    """One case as found on disk; the patient is None where the layout does not name it, ``annotated`` as written."""
 
     name: str
     images: tuple[Path, ...]
     label: Path | None = None
     held_out: bool = False
     patient: str | None = None
+    annotated: str = ""
 
 
 class Found(NamedTuple):

@@ -1,4 +1,4 @@
-"""Read a CSV manifest: ``case,patient,image[,image2...],label,split``, paths relative to the file."""
+"""Read a CSV manifest: ``case,patient,image[,image2...],label,split,annotated``, paths relative to the file."""
 
 import csv
 import re
@@ -9,6 +9,9 @@ from handful.data.layouts import Entry, Found, unnamed_channels
 from handful.data.problems import ProblemError, Problems
 
 SPLITS = ("train", "test", "unlabelled")
+
+KNOWN = ("case", "patient", "label", "split", "annotated")
+"""Columns besides the images; what the last means is in ``data.partial``."""
 
 
 def find_in_csv(path: Path, problems: Problems) -> Found:
@@ -28,7 +31,7 @@ def find_in_csv(path: Path, problems: Problems) -> Found:
                 f"the column '{needed}' is missing (found: {', '.join(columns)}).",
                 "The first line names the columns: case,patient,image,label,split.",
             )
-    unused = [c for c in columns if c not in ("case", "patient", "label", "split", *image_columns)]
+    unused = [c for c in columns if c not in (*KNOWN, *image_columns)]
     if unused:
         problems.note(path, f"column(s) not used: {', '.join(unused)}.")
     manifest = path.parent / "dataset.json"
@@ -77,7 +80,8 @@ def find_in_csv(path: Path, problems: Problems) -> Found:
         if split == "unlabelled" and label is not None:
             problems.note(path, f"{where}: case {name} is declared unlabelled; its label is not used.")
             label = None
-        entries.append(Entry(name, images * repeat, label, split == "test", row.get("patient") or None))
+        patient, annotated = row.get("patient") or None, row.get("annotated", "")
+        entries.append(Entry(name, images * repeat, label, split == "test", patient, annotated))
     patients_from = None
     if "patient" in columns:
         patients_from = f"column 'patient' of {path.name}"

@@ -40,6 +40,9 @@ def assign_patients(found: Found, pattern: str | None, problems: Problems) -> tu
     except ProblemError as error:
         problems.append(error.problem)
         return found.entries, None
+    if columns == ["case", "annotated"]:  # made for ``partial`` alone
+        problems.note(found.root, *_NO_PATIENTS)
+        return found.entries, None
     if not {"case", key} <= set(columns):
         problems.warning(
             table,

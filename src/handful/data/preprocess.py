@@ -1,6 +1,6 @@
 """From a volume as the scanner wrote it to the network's array, and back to the scanner's grid, voxel for voxel."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,9 @@ class Prepared:
     geometry: Geometry
 
 
-def prepare(image: Volume, label: Volume | None, plan: Plan) -> Prepared:
+def prepare(
+    image: Volume, label: Volume | None, plan: Plan, *, annotated: Collection[int] | None = None
+) -> Prepared:
     """Reorient, normalise and resample a case to the plan's grid. Nothing is cropped.
 
     Images are interpolated by cubic splines, labels linearly class by class (the strongest class wins). Along an axis
@@ -63,6 +65,7 @@ def prepare(image: Volume, label: Volume | None, plan: Plan) -> Prepared:
         image: (C, X, Y, Z), any orientation, spacing and handedness.
         label: (1, X, Y, Z) values as in the file, on the image's grid; or None.
         plan: the grid, the normalisations, the values of the classes.
+        annotated: of the case, see ``class_indices``.
 
     Raises:
         DataError: the label does not lie on the image, holds undeclared values, or the image holds NaN or infinity.
@@ -80,7 +83,7 @@ def prepare(image: Volume, label: Volume | None, plan: Plan) -> Prepared:
     difference = grid_difference(image.grid, label.grid)
     if difference:
         raise DataError(f"the label does not lie on the image: {difference}. Run 'handful check'.")
-    indices = class_indices(to_grid(label.array[0], image.affine, plan.axes), plan)
+    indices = class_indices(to_grid(label.array[0], image.affine, plan.axes), plan, annotated=annotated)
     return Prepared(result, resample_labels(indices, geometry.grid), geometry)
 
 
@@ -116,13 +119,24 @@ def normalise(volume: NDArray[np.float32], normalisation: Normalisation) -> NDAr
     return np.clip(values, -FURTHEST, FURTHEST, out=values)
 
 
-def class_indices(values: NDArray[Any], plan: Plan) -> NDArray[np.uint8]:
+def class_indices(
+    values: NDArray[Any], plan: Plan, *, annotated: Collection[int] | None = None
+) -> NDArray[np.uint8]:
     """Turn label values of the files into class indices, ``plan.ignore_value`` into ``IGNORED_VOXEL``.
 
+    Args:
+        values: of the files, any shape.
+        plan: knows the values.
+        annotated: values of the structures that were annotated. Where the plan has others, background may hide them,
+            and becomes ``IGNORED_VOXEL`` too. None: all were.
+
     Raises:
-        DataError: a value that the plan does not know.
+        DataError: a value that the plan does not know, or a structure that was not annotated.
     """
     known = dict(zip(plan.label_values, range(len(plan.label_values))))
+    if annotated is not None and (others := set(plan.label_values) - {0, *annotated}):
+        known = {value: index for value, index in known.items() if value not in others}
+        known[0] = IGNORED_VOXEL
     if plan.ignore_value is not None:
         known[plan.ignore_value] = IGNORED_VOXEL
     lowest, highest = min(known), max(known)
@@ -135,6 +149,11 @@ def class_indices(values: NDArray[Any], plan: Plan) -> NDArray[np.uint8]:
         indices = np.int16(UNKNOWN) if outside else table[slab.astype(np.int64) - lowest]
         if np.any(indices == UNKNOWN):
             unknown = sorted({int(value) for value in np.unique(values)} - set(known))
+            if set(unknown) <= set(plan.label_values):
+                raise DataError(
+                    f"the label holds values {unknown[:10]}, but only {sorted(annotated or ())} are said to be "
+                    "annotated in this case. Mend its cell in the column 'annotated', or the label map."
+                )
             raise DataError(
                 f"the label holds values {unknown[:10]} that nobody declared (declared: {sorted(known)}). "
                 "Add them to dataset.json and to plan.yaml, or mend the label map."

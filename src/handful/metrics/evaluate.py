@@ -33,6 +33,7 @@ class References(NamedTuple):
         patients: case -> patient; empty if nothing says so.
         labels: value -> name, or None if nothing says so.
         ignore_value: value that means "no label here", or None.
+        annotated: case -> values of the structures annotated in it, of cases where not all were.
         complete: whether every reference must have a prediction (a plain folder of labels).
     """
 
@@ -40,6 +41,7 @@ class References(NamedTuple):
     patients: Mapping[str, str]
     labels: Mapping[int, str] | None
     ignore_value: int | None
+    annotated: Mapping[str, Collection[int]]
     complete: bool
 
 
@@ -97,14 +99,17 @@ def evaluate(
         )
     names = _labels(labels, known, [found[case] for case in pairs], [files[case] for case in pairs], notes)
     patient_of = patients if patients is not None else known.patients
+    if in_part := sorted(set(pairs) & set(known.annotated)):
+        notes.append(
+            f"{len(in_part)} case(s) are annotated in part; of them only what was annotated is scored: "
+            f"{', '.join(in_part[:5])}{', ...' if len(in_part) > 5 else ''}."
+        )
     if not patient_of:
         notes.append("every case counts as its own patient: nothing says which cases belong together.")
 
     def score(case: str) -> list[ClassScore] | str:
         try:
-            return _score(
-                case, found[case], files[case], names, known.ignore_value, tolerance_mm, patient_of, notes
-            )
+            return _score(case, found[case], files[case], names, known, tolerance_mm, patient_of, notes)
         except HandfulError as error:
             return str(error)
 
@@ -136,7 +141,7 @@ def _score(
     prediction_file: Path,
     reference_file: Path,
     labels: Mapping[int, str],
-    ignore_value: int | None,
+    known: References,
     tolerance_mm: float,
     patients: Mapping[str, str],
     notes: list[str],
@@ -147,7 +152,7 @@ def _score(
             f"{prediction_file} and {reference_file} lie on different grids: {difference}. Resample the prediction to "
             "the grid of its reference."
         )
-    declared = {0, *labels, *({ignore_value} if ignore_value is not None else ())}
+    declared = {0, *labels, *({known.ignore_value} if known.ignore_value is not None else ())}
     for file, volume in ((prediction_file, prediction), (reference_file, reference)):
         undeclared = sorted(set(np.unique(volume.array).tolist()) - declared)
         if undeclared:
@@ -158,9 +163,9 @@ def _score(
         prediction.array[0],
         reference.array[0],
         spacing_mm=reference.spacing_mm,
-        labels=labels,
+        labels={v: name for v, name in labels.items() if v in known.annotated.get(case, labels)},
         tolerance_mm=tolerance_mm,
-        ignore_value=ignore_value,
+        ignore_value=known.ignore_value,
         case=case,
         patient=patients.get(case, case),
     )
@@ -203,15 +208,31 @@ def _references(place: Path) -> References:
         dataset = open_dataset(place)
         files = {case.name: case.label for case in dataset.cases if case.label is not None}
         return References(
-            files, _patients(dataset), dataset.label_names, dataset.ignore_value, complete=False
+            files,
+            _patients(dataset),
+            dataset.label_names,
+            dataset.ignore_value,
+            _annotated(dataset),
+            complete=False,
         )
     files = _label_maps(place)
     around = place.parent if place.is_dir() else place.parent.parent
     # for its names only: what is wrong with its images does not matter here
     context = scan_dataset(around).dataset if (around / "dataset.json").is_file() else None
     if context is None:
-        return References(files, {}, None, None, complete=True)
-    return References(files, _patients(context), context.label_names, context.ignore_value, complete=True)
+        return References(files, {}, None, None, {}, complete=True)
+    return References(
+        files,
+        _patients(context),
+        context.label_names,
+        context.ignore_value,
+        _annotated(context),
+        complete=True,
+    )
+
+
+def _annotated(dataset: Dataset) -> dict[str, tuple[int, ...]]:
+    return {case.name: case.annotated for case in dataset.cases if case.annotated is not None}
 
 
 def _patients(dataset: Dataset) -> dict[str, str]:

@@ -100,9 +100,19 @@ def hash_of_cases(hashes: dict[str, str]) -> str:
 def _write_manifest(path: Path, cases: Sequence[Case], *, with_patients: bool) -> None:
     channels = max(len(case.images) for case in cases) if cases else 1
     images = ["image", *(f"image{number}" for number in range(2, channels + 1))]
+    in_part = any(case.annotated is not None for case in cases)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", *(["patient"] if with_patients else []), *images, "label", "split"])
+    writer.writerow(
+        [
+            "case",
+            *(["patient"] if with_patients else []),
+            *images,
+            "label",
+            "split",
+            *(["annotated"] if in_part else []),
+        ]
+    )
     for case in cases:
         writer.writerow(
             [
@@ -111,6 +121,7 @@ def _write_manifest(path: Path, cases: Sequence[Case], *, with_patients: bool) -
                 *(file.resolve() for file in case.images),
                 case.label.resolve() if case.label else "",
                 "train" if case.label else "unlabelled",
+                *(["; ".join(map(str, case.annotated or ()))] if in_part else []),
             ]
         )
     write_text(path, text.getvalue())

@@ -109,9 +109,11 @@ def _score_snapshots(run: Path, dataset: Dataset, cases: Sequence[str], names: M
         file = dataset.case(name).label
         assert file is not None
         reference = read_label(file).array
+        looked_for = dataset.case(name).annotated or values
         for step, rows in tables.items():
             prediction = read_label(steps[step] / f"{name}.nii.gz").array
-            rows.append(dice_of_labels(prediction, reference, values, ignore_value=dataset.ignore_value))
+            dice = dice_of_labels(prediction, reference, values, ignore_value=dataset.ignore_value)
+            rows.append([one if value in looked_for else float("nan") for value, one in zip(values, dice)])
     write_json(
         run / "snapshots" / SNAPSHOT_SCORES,
         {str(step): _number(mean_score(rows)) for step, rows in tables.items()},

@@ -40,7 +40,7 @@ class Stage:
         processes: that train together; each takes a whole batch, of its own rows.
 
     Raises:
-        DataError: the method learns from labels and there are none.
+        DataError: the method learns from labels and there are none, or it segments and none says what background is.
         UsageError: its length is in epochs, and the method has none.
     """
 
@@ -67,6 +67,14 @@ class Stage:
             raise DataError(
                 f"method '{self.recipe.name}' learns from labels and this data has no labelled training case. "
                 "Put label maps beside some images (see handful check)."
+            )
+        labelled = self.selection.labelled
+        if self.method.kind == "train" and labelled and all(case.annotated is not None for case in labelled):
+            names = ", ".join(case.name for case in labelled[:3])
+            raise DataError(
+                f"every labelled case of the run is annotated in part ({names}{', ...' if labelled[3:] else ''}); "
+                "their background may hide other structures, so that nothing says what background is. Add a case in "
+                "which all are annotated (--labels @file), or correct the column 'annotated'."
             )
         if self.recipe.loop.epochs is not None and not self.method.has_epochs:
             raise UsageError(
