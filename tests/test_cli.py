@@ -181,6 +181,17 @@ def test_a_method_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> Non
     assert all(path in text for path in sheet["settings"])
 
 
+def test_every_setting_of_every_method_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    from handful.methods import method_names
+
+    for name in method_names():
+        assert main(["methods", name, "--json"]) == 0
+        sheet = json.loads(capsys.readouterr().out)
+        assert sheet["settings"].keys() == sheet["meanings"].keys()
+        untold = [path for path, meaning in sheet["meanings"].items() if not meaning]
+        assert not untold, (name, untold)
+
+
 def test_downloads_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["download", "--json"]) == 0
     sources = json.loads(capsys.readouterr().out)

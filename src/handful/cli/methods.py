@@ -24,6 +24,15 @@ class _Sheet(NamedTuple):
     needs: list[str]
 
 
+class _Setting(NamedTuple):
+    """A setting as ``--set`` names it, its default, where the default comes from, and what it is."""
+
+    path: str
+    default: Any
+    why: str
+    means: str
+
+
 def _names(incomplete: str) -> list[str]:
     from handful.methods import method_names
 
@@ -58,12 +67,17 @@ def methods(
     sheet = _read_sheet(Path(inspect.getfile(module)), name=name)
     settings = _settings_of(name)
     if json:
-        say_json({**sheet._asdict(), "settings": {path: default for path, default, _ in settings}})
+        shown = {
+            "settings": {s.path: s.default for s in settings},
+            "meanings": {s.path: s.means for s in settings},
+        }
+        say_json({**sheet._asdict(), **shown})
         return
     say(f"{name}: {sheet.does}\n\nPaper: {sheet.paper}\nLearns from: {' and '.join(sheet.needs)}\n")
-    table(("setting", "default", "why"), [(path, _written(default), why) for path, default, why in settings])
+    lines = [(s.path, _written(s.default), s.why, s.means) for s in settings]
+    table(("setting", "default", "why", "what it is"), lines)
     next_command(
-        "handful", sheet.kind, "DATA", "--method", name, "--out", "RUN", "--set", f"{settings[0][0]}=VALUE"
+        "handful", sheet.kind, "DATA", "--method", name, "--out", "RUN", "--set", f"{settings[0].path}=VALUE"
     )
 
 
@@ -106,27 +120,29 @@ def _authors(paper: str) -> str:
     return re.split(r", (?=http)|;", paper)[0]
 
 
-def _settings_of(name: str) -> list[tuple[str, Any, str]]:
-    """Return (path for ``--set``, default, the comment beside it) of every setting of a recipe."""
+def _settings_of(name: str) -> list[_Setting]:
+    """Return every setting of a recipe, as the classes that hold them tell of it."""
     from handful.training.recipe import resolve
     from handful.training.settle import DEFAULT_STEPS
 
     recipe = resolve(name, default_steps=DEFAULT_STEPS)
-    rows: list[tuple[str, Any, str]] = []
-    for part, values in recipe.as_dict().items():
-        if isinstance(values, dict):
-            whys = _comments(type(getattr(recipe, part)))
-            rows += [(f"{part}.{path}", value, whys.get(path, "")) for path, value in _flat(values)]
+    rows: list[_Setting] = []
+    for part in recipe.as_dict():
+        if dataclasses.is_dataclass(settings := getattr(recipe, part)):
+            rows += _told(settings, part)
     return rows
 
 
-def _flat(values: dict[str, Any]) -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            rows += [(f"{key}.{path}", inner) for path, inner in _flat(value)]
+def _told(settings: Any, place: str) -> list[_Setting]:
+    """Return the fields of settings, and of settings among them, by what stands beside them in their file."""
+    whys, meanings = _comments(type(settings)), _meanings(type(settings))
+    rows = []
+    for name, default in dataclasses.asdict(settings).items():
+        path = f"{place}.{name}"
+        if dataclasses.is_dataclass(inner := getattr(settings, name)):
+            rows += _told(inner, path)
         else:
-            rows.append((key, value))
+            rows.append(_Setting(path, default, whys.get(name, ""), meanings.get(name, "")))
     return rows
 
 
@@ -135,6 +151,18 @@ def _comments(kind: type) -> dict[str, str]:
     names = {field.name for field in dataclasses.fields(kind)}
     found = re.findall(r"^ +(\w+): [^#\n]*#\s*(.+)$", inspect.getsource(kind), flags=re.MULTILINE)
     return {name: comment for name, comment in found if name in names}
+
+
+def _meanings(kind: type) -> dict[str, str]:
+    """Return what the docstring of a settings class says of each field, after the names where some share a sentence."""
+    _, _, attributes = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
+    section = re.split(r"\n\n(?=\S)", attributes)[0]
+    entries = re.findall(r"^ {4}(\w+(?:, \w+)*): (.+(?:\n {5,}.+)*)", section, flags=re.MULTILINE)
+    return {
+        name: (f"{names}: " if "," in names else "") + re.sub(r"\s+", " ", text).replace("``", "")
+        for names, text in entries
+        for name in names.split(", ")
+    }
 
 
 def _written(default: Any) -> str:

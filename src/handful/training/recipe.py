@@ -44,11 +44,20 @@ class NetworkSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings:
-    """What a recipe fixes of the plan; None leaves it to the data. See ``data.plan.Plan`` for the fields.
+    """What a recipe fixes of the plan; None leaves it to the data. See ``data.plan.Plan``.
 
-    ``planes`` is their number, 1 or 3. A recipe that fixes patch, spacing or mirrors has one, and turns nothing beyond
-    ``augment.rotation_degrees``, unless it says otherwise.
-    ``width`` is the channels of the U-Net's finest level, doubled at each; fewer make a faster step.
+    A recipe that fixes patch, spacing or mirrors has one plane, and turns nothing beyond ``augment.rotation_degrees``,
+    unless it says otherwise.
+
+    Attributes:
+        dims: 2 or 3, of the network.
+        planes: 1 or 3, along which a 2D network cuts slices.
+        width: channels of the U-Net's finest level, doubled at each; fewer make a faster step.
+        patch: voxels along the axes of the network, the last fastest.
+        spacing_mm: of the grid along D, H, W; null keeps an axis as it is scanned.
+        batch: patches a step.
+        mirror: along which axes patches may be mirrored.
+        turned: share of the rotated slices that are turned to any angle.
     """
 
     dims: Literal[2, 3] | None = None

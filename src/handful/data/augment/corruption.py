@@ -40,9 +40,10 @@ CURVE_POINTS = 1025
 
 @dataclass(frozen=True, kw_only=True)
 class CorruptionSettings:
-    """Probabilities (``p_...``, for each sample) and ranges; all probabilities 0 leave the image as it is.
+    """Probabilities and ranges; all probabilities 0 leave the image as it is.
 
     Attributes:
+        p_shuffle, p_curve, p_paint: how often a sample is shuffled window by window, recoloured, painted over.
         window: longest side of a shuffled window, as a share of the patch (two voxels at least); sides are drawn
             from 1 to it.
         inverted: how often a curve falls instead of rising: bright becomes dark.

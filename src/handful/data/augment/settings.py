@@ -19,22 +19,24 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSettings:
-    """Probabilities (``p_...``, for each sample; intensity: for each sample and channel) and ranges.
+    """Probabilities and ranges.
 
     Factors (scale, gain, contrast, gamma) are drawn uniformly in their logarithm, so that halving and doubling are
     equally likely; everything else uniformly. All probabilities 0 means no augmentation.
 
-    An axis whose voxels are more than ``anisotropy`` times as long as the shortest is *coarse*: it is mirrored where
-    allowed but never rotated, scaled, shifted, bent, blurred or coarsened, because its few slices carry no values in
-    between.
-
     Attributes:
+        p_rotation, p_scale, p_shift, p_elastic: how often a sample is moved so.
+        p_noise, p_blur, p_low_resolution, p_brightness, p_contrast, p_gamma: how often a channel of a sample is
+            changed so.
         rotation_degrees: largest angle in each plane, turned in millimetres.
         scale: apparent size of the object; 1.4 makes it larger.
         shift: largest translation, as a fraction of the patch.
         elastic_knots: control distances along the longest axis of the patch; more is a finer bend.
         elastic_strength: largest displacement of a control point, as a fraction of the control distance.
-        p_mirror: for each axis the plan allows.
+        p_mirror: how often, for each axis the plan allows.
+        anisotropy: an axis whose voxels are so many times as long as the shortest is coarse: it is mirrored where
+            allowed but never rotated, scaled, shifted, bent, blurred or coarsened, because its few slices carry no
+            values in between.
         source_factor: no source crop is larger than this times the patch; what a rare extreme sample reads beyond
             it is outside.
         padding: what the image shows outside the source: its nearest voxel, its reflection, or 0.
@@ -42,7 +44,8 @@ class AugmentSettings:
             ``auto`` is linear for few classes.
         gain, offset: image * gain + offset (brightness).
         contrast: stretch about the mean, clipped to the old range.
-        gamma: exponent on the range mapped to [0, 1]; mean and deviation are restored if ``gamma_keeps_moments``.
+        gamma: exponent on the range mapped to [0, 1].
+        gamma_keeps_moments: whether mean and deviation are restored after it.
         gamma_inverted: how often the range is turned upside down around the exponent.
         noise: standard deviation in units of the normalised image.
         blur: standard deviation in voxels.
