@@ -14,23 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
+from compare import dice_of
 from control import GRID, Cell, part_of
 from handful.artefacts import read_json
 from handful.inference.predict import predict
 from handful.metrics.evaluate import evaluate
 from handful.studies.statistics import compare
 from handful.training.run import train
-
-
-def dice_of(run: Path) -> tuple[np.ndarray, list[str]]:
-    """Return the scores of a run as (cases, classes), and the patient of each case."""
-    rows, patients = read_json(run / "summary.json")["cases"], read_json(run / "manifest.json")["patients"]
-    cases, classes = sorted({row["case"] for row in rows}), sorted({row["class"] for row in rows})
-    table = np.full((len(cases), len(classes)), np.nan)
-    for row in rows:
-        if row["dice"] is not None:
-            table[cases.index(row["case"]), classes.index(row["class"])] = row["dice"]
-    return table, [patients[case] for case in cases]
 
 
 def run_variant(
@@ -50,7 +40,7 @@ def run_variant(
     if not (run / "summary.json").exists():
         predict([run], data, run / "predictions", held_out_only=True, device=args.device)
         evaluate(run / "predictions", data, out=run)
-    return dice_of(run)[0]
+    return dice_of(run)[2]
 
 
 def main() -> None:
