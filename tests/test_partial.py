@@ -97,12 +97,19 @@ def test_a_structure_beyond_what_was_annotated_is_an_error(data: Path) -> None:
 
 
 def test_something_must_say_what_background_is(data: Path) -> None:
-    for case in open_dataset(data).labelled:
-        keep(case.label, {1})
-    say(data, **{case.name: "liver" for case in open_dataset(data).labelled})
+    cases = [case.name for case in open_dataset(data).labelled]
+    for case in cases:
+        keep(open_dataset(data).case(case).label, {1})
+    say(data, **dict.fromkeys(cases, "liver"))
     with pytest.raises(DataError, match="nothing says what background is"):
         train(data, data / "run", labels="100%", steps=1, device="cpu", quiet=True)
     assert not (data / "run" / "weights.safetensors").exists()
+    # where nothing names the structures, liver is all there is
+    (data / "dataset.json").unlink()
+    with pytest.raises(DataError, match=r"no dataset\.json names any"):
+        open_dataset(data)
+    say(data, **dict.fromkeys(cases, "1"))
+    train(data, data / "run", labels="100%", steps=1, device="cpu", quiet=True, set_=["plan.width=4"])
 
 
 def test_only_what_was_annotated_is_scored(data: Path, tmp_path: Path) -> None:

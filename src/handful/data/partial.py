@@ -29,7 +29,11 @@ def annotated_structures(found: Found, problems: Problems) -> dict[str, tuple[in
         try:
             values = _values(words[name], names)
         except ValueError as error:
-            known = "values" if names is None else ", ".join(names[value] for value in sorted(names) if value)
+            known = (
+                "label values (no dataset.json names any)"
+                if names is None
+                else ", ".join(names[value] for value in sorted(names) if value)
+            )
             problems.fatal(
                 table if found.layout != "csv" else found.root,
                 f"case {name}: the column '{COLUMN}' holds '{error}', which is no structure.",

@@ -1,11 +1,13 @@
 """One training as it was asked for; commands of several trainings make several of these."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from handful.data.cases import Case, Dataset
+from handful.data.discover import named_by
 from handful.data.splits import Selection, Splits
 from handful.errors import DataError, UsageError
 from handful.methods import load_method
@@ -69,7 +71,7 @@ class Stage:
                 "Put label maps beside some images (see handful check)."
             )
         labelled = self.selection.labelled
-        if self.method.kind == "train" and labelled and all(case.annotated is not None for case in labelled):
+        if self.method.kind == "train" and _none_whole(labelled, self.dataset):
             names = ", ".join(case.name for case in labelled[:3])
             raise DataError(
                 f"every labelled case of the run is annotated in part ({names}{', ...' if labelled[3:] else ''}); "
@@ -125,3 +127,11 @@ class Stage:
         taught = f", {len(self.taught)} of them with a teacher's labels" if self.taught else ""
         cases = f"{labelled} labelled and {unlabelled} unlabelled cases{unused}{taught}, {test} held out"
         return f"{self.recipe.name}{first}: {cases}"
+
+
+def _none_whole(labelled: Sequence[Case], dataset: Dataset) -> bool:
+    """Say whether every labelled case hides structures that were not looked for in it."""
+    if not labelled or any(case.annotated is None for case in labelled):
+        return False
+    structures = set(named_by(dataset, labelled).label_names) - {0}
+    return all(structures - set(case.annotated or ()) for case in labelled)
