@@ -469,6 +469,43 @@ def test_another_question_in_the_same_folder_is_refused_by_name(
     assert tree(copied).items() >= {n: t for n, t in before.items() if n != ".lock"}.items()
 
 
+def test_methods_can_be_added_and_it_is_as_if_all_had_been_asked_at_once(
+    copied: Path, phantom_folder: Path, plan: Path, tmp_path: Path
+) -> None:
+    question = {
+        **SMALL, "methods": "pcl,late=supervised_pretrain", "set_": (*SMALL["set_"], "late:loop.lr=0.001"),
+    }  # fmt: skip
+    before = tree(copied)
+    with pytest.raises(UsageError, match=r"--extend keeps them and adds late=supervised_pretrain\+supervised\."):
+        study(phantom_folder, copied, plan=plan, **question)
+    for changes, words in (
+        ({"methods": "late=supervised_pretrain"}, "holds another study"),  # would lose one
+        ({"set_": (*question["set_"], "pcl:loop.lr=0.001")}, "holds another study"),  # would change one
+        ({"steps": 5}, "steps: 4 there, 5 asked"),
+        ({"overwrite": True}, "give one of them"),
+    ):
+        with pytest.raises(UsageError, match=words) as caught:
+            study(phantom_folder, copied, plan=plan, extend=True, **{**question, **changes})
+        assert "keeps them and adds" not in str(caught.value)
+    assert tree(copied).items() >= {n: t for n, t in before.items() if n != ".lock"}.items()
+    study(phantom_folder, copied, plan=plan, extend=True, **question)
+    after = tree(copied)
+    kept = {name for name in before if name.startswith(("runs/", "pretrained/"))}
+    assert len(kept) > 20
+    assert all(after[name] == before[name] for name in kept)
+    same_scores(copied, study(phantom_folder, tmp_path / "at-once", plan=plan, **question))
+    log = [event["event"] for event in events(copied)]
+    assert log.count(OPENED) == 2
+    assert log.index(OPENED) < log.index("study extended")
+    (said,) = [
+        text for text in read_json(copied / "summary.json")["warnings"] if text.startswith("added when")
+    ]
+    assert "late=supervised_pretrain+supervised." in said
+    said_again: list[str] = []
+    study(phantom_folder, copied, plan=plan, say=said_again.append, **question)
+    assert "nothing to do" in said_again[-1], "the question is the larger one now"
+
+
 def test_changed_data_is_named_and_nothing_lost(
     copied: Path, phantom_folder: Path, plan: Path, tmp_path: Path
 ) -> None:

@@ -82,6 +82,9 @@ def study(
     threads: Threads = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add methods to the study in --out; its runs are kept.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -118,6 +121,7 @@ def study(
             snapshots=snapshots,
             dry_run=dry_run,
             overwrite=overwrite,
+            extend=extend,
             say=speak,
             report=report,
             progress=scoring,

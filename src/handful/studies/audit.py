@@ -14,6 +14,9 @@ OPENED = "test labels opened"
 READ = "test labels read"
 """Which they were, by their hashes; those of a later opening must be the same."""
 
+EXTENDED = "study extended"
+"""By which methods. Whether test labels had been opened before, the log shows."""
+
 
 class Audit:
     """Append to and read ``audit.jsonl``: one JSON object a line, with ``time`` (UTC) and ``event``."""

@@ -9,7 +9,8 @@ import handful
 from handful.artefacts import hash_of, read_json, read_yaml, write_json, write_yaml
 from handful.data.splits import Splits
 from handful.errors import DataError, UsageError
-from handful.studies.audit import Audit
+from handful.studies.arms import parse_arms
+from handful.studies.audit import EXTENDED, Audit
 from handful.studies.blind import case_hashes, hash_of_cases
 from handful.studies.grid import Asked, Unit
 
@@ -64,8 +65,14 @@ class StudyFolder:
         for name in ("report.html", "report.md", "figure.png", "figure.svg"):
             (self.path / name).unlink(missing_ok=True)
 
-    def take(self, asked: Asked, splits: Splits, plan: Path | None) -> str:
+    def take(self, asked: Asked, splits: Splits, plan: Path | None, *, extend: bool = False) -> str:
         """Write down the question, or find that it is the one this folder holds already; return the data's hash.
+
+        Args:
+            asked: the question.
+            splits: of the data.
+            plan: a file that all runs follow.
+            extend: whether the question may have more methods than the folder's; all else must be as it was.
 
         Raises:
             UsageError: the folder holds another study; what differs is named.
@@ -80,27 +87,32 @@ class StudyFolder:
             hashes = case_hashes(splits)
             data = {"name": splits.dataset.name, "hash": hash_of_cases(hashes)}
             write_json(self.cases, hashes)
-            write_yaml(
-                self.asked,
-                {**words, "data": data},
-                comment="What this study was asked. The same command with the same --out continues it.",
-            )
+            self._write(words, data)
             return data["hash"]
         there = read_yaml(self.asked)
         data = there.pop("data", {})
         differing = sorted(
             key for key in {*there, *words} if hash_of(there.get(key)) != hash_of(words.get(key))
         )
-        if differing:
+        added = _added(there, asked) if set(differing) <= {"methods", "settings"} else ()
+        if differing and not (added and extend):
             lines = "\n".join(
                 f"  {key}: {_said(there.get(key))} there, {_said(words.get(key))} asked" for key in differing
             )
             raise UsageError(
                 f"{self.path} holds another study. It differs in\n{lines}\nChoose another --out, or --overwrite to "
                 "replace all its runs."
+                + (f" --extend keeps them and adds {', '.join(added)}." if added else "")
             )
         self._refuse_changed(case_hashes(splits), data)
+        if added:
+            self.audit.add(EXTENDED, methods=list(added))
+            self._write(words, data)
         return str(data["hash"])
+
+    def _write(self, words: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        comment = "What this study was asked. The same command with the same --out continues it."
+        write_yaml(self.asked, {**words, "data": dict(data)}, comment=comment)
 
     def _refuse_changed(self, hashes: Mapping[str, str], data: Mapping[str, Any]) -> None:
         if hash_of_cases(dict(hashes)) == data.get("hash"):
@@ -140,6 +152,17 @@ def _question(asked: Asked, plan: Path | None) -> dict[str, Any]:
         },
         "plan_file": hash_of(read_yaml(plan)) if plan else None,
     }
+
+
+def _added(there: Mapping[str, Any], asked: Asked) -> tuple[str, ...]:
+    """Return the methods that a question has beyond those of a folder; () where it is not that folder's and more."""
+    old = parse_arms(there.get("methods", ()))
+    unchanged = set(old) <= set(asked.arms) and all(
+        arm.settings(kind, there.get("settings", ())) == arm.settings(kind, asked.settings)
+        for arm in old
+        for kind in (("train",) if arm.pretrain is None else ("pretrain", "train"))
+    )
+    return tuple(arm.spec for arm in asked.arms if arm not in old) if unchanged else ()
 
 
 def _said(value: Any) -> str:

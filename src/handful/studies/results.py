@@ -19,7 +19,7 @@ from handful.artefacts import read_json, write_json, write_text
 from handful.data.splits import Splits
 from handful.metrics.bootstrap import mean_score
 from handful.studies.arms import CONTROL
-from handful.studies.audit import OPENED
+from handful.studies.audit import EXTENDED, OPENED
 from handful.studies.folder import OUTCOME, StudyFolder
 from handful.studies.grid import Asked, Unit
 from handful.studies.leakage import CHECKED, said_of_copies
@@ -441,7 +441,14 @@ def _warnings(
             f"{method}: selection on the test set would have added {np.mean(own):.3f} Dice "
             f"(best of {asked.snapshots + 1} checkpoints minus the last, mean over its runs). The last is reported."
         )
-    opened = [event for event in folder.audit.read() if event["event"] == OPENED]
+    log = folder.audit.read()
+    opened = [number for number, event in enumerate(log) if event["event"] == OPENED]
+    late = [event["methods"] for event in log[min(opened, default=0) :] if event["event"] == EXTENDED]
+    if late:
+        said.append(
+            f"added when test labels had been opened: {', '.join(spec for specs in late for spec in specs)}. Who chose "
+            "them could know how the others did."
+        )
     if len(opened) > 1:
         said.append(
             f"test labels were opened {len(opened)} times, for runs that had not been scored before; audit.jsonl says "

@@ -54,6 +54,7 @@ def study(
     snapshots: int = SNAPSHOTS,
     dry_run: bool = False,
     overwrite: bool = False,
+    extend: bool = False,
     say: Callable[[str], None] = lambda text: None,
     report: Callable[[Pace], None] = lambda pace: None,
     progress: Callable[[str, int, int | None], None] = lambda stage, done, total: None,
@@ -92,6 +93,8 @@ def study(
             faked; 0 leaves that out.
         dry_run: say what would be done, write nothing.
         overwrite: remove the study that ``out`` holds, all but its audit log.
+        extend: add methods to the study that ``out`` holds; what it has stays, and all else must be as it was. The
+            results say which were added after test labels had been opened.
         say: told what is worth knowing before and between the runs.
         report: told how far the runs are.
         progress: told how far reading and scoring are.
@@ -110,6 +113,8 @@ def study(
     data, folder = Path(data), StudyFolder(Path(out))
     if jobs < 1:
         raise UsageError(f"--jobs must be at least 1, found {jobs}.")
+    if overwrite and extend:
+        raise UsageError("--overwrite removes what --extend keeps; give one of them.")
     if cluster is None and cluster_set:
         raise UsageError("--cluster-set is for jobs of a --cluster.")
     options = check_cluster(cluster, cluster_set, device=device, precision=precision) if cluster else {}
@@ -145,7 +150,7 @@ def study(
             folder.clear()
             folder.audit.add("study removed", by="--overwrite")
         known = folder.asked.exists()
-        data_hash = folder.take(asked, splits, plan)
+        data_hash = folder.take(asked, splits, plan, extend=extend)
         todo = [unit for unit in units if not folder.finished(unit)]
         if not todo and folder.summary.exists() and all(folder.scored(unit) for unit in units):
             say(f"{folder.path} holds this study, finished; nothing to do. --overwrite does it again.")
