@@ -476,7 +476,9 @@ def test_methods_can_be_added_and_it_is_as_if_all_had_been_asked_at_once(
         **SMALL, "methods": "pcl,late=supervised_pretrain", "set_": (*SMALL["set_"], "late:loop.lr=0.001"),
     }  # fmt: skip
     before = tree(copied)
-    with pytest.raises(UsageError, match=r"--extend keeps them and adds late=supervised_pretrain\+supervised\."):
+    with pytest.raises(
+        UsageError, match=r"--extend keeps them and adds late=supervised_pretrain\+supervised\."
+    ):
         study(phantom_folder, copied, plan=plan, **question)
     for changes, words in (
         ({"methods": "late=supervised_pretrain"}, "holds another study"),  # would lose one
