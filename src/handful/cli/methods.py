@@ -74,7 +74,11 @@ def methods(
         say_json({**sheet._asdict(), **shown})
         return
     say(f"{name}: {sheet.does}\n\nPaper: {sheet.paper}\nLearns from: {' and '.join(sheet.needs)}\n")
-    lines = [(s.path, _written(s.default), s.why, s.means) for s in settings]
+    before = ["", *(s.means for s in settings)]
+    lines = [
+        (s.path, _written(s.default), s.why, "as above" if s.means == last else s.means)
+        for s, last in zip(settings, before)
+    ]
     table(("setting", "default", "why", "what it is"), lines)
     next_command(
         "handful", sheet.kind, "DATA", "--method", name, "--out", "RUN", "--set", f"{settings[0].path}=VALUE"
