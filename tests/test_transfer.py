@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,35 @@ def test_labels_of_held_out_cases_in_the_start_are_refused(phantom_folder: Path,
         quick(phantom_folder, tmp_path / "run", init=leaky, test=f"@{tmp_path / 'test.txt'}", steps=1)
     beyond = quick(phantom_folder, tmp_path / "beyond", init=leaky, labels="1", steps=1)
     assert "outside this run's budget" in (beyond / "log.txt").read_text()
+
+
+def test_a_held_out_case_is_known_again_under_another_name(
+    phantom_folder: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    leaky = quick(
+        phantom_folder, tmp_path / "leaky", pre=True, method="supervised_pretrain", labels="1", steps=1
+    )
+    case = json.loads((leaky / "manifest.json").read_text())["cases"]["labelled"][0]
+    copy = tmp_path / "copy"
+    for kind in ("images", "labels"):
+        (copy / kind).mkdir(parents=True)
+        for file in (phantom_folder / f"{kind}Tr").glob("*.nii.gz"):
+            shutil.copy(file, copy / kind / f"other_{file.name.replace('_0000', '')}")
+    (tmp_path / "test.txt").write_text(f"other_{case}")
+
+    def run(init: Path, name: str) -> str:
+        test, plan = f"@{tmp_path / 'test.txt'}", init / "plan.yaml"
+        return (
+            quick(copy, tmp_path / name, init=init, test=test, plan=plan, steps=1) / "log.txt"
+        ).read_text()
+
+    with pytest.raises(UsageError, match=rf"labels of 1 cases that this run holds out \(other_{case}\)"):
+        run(leaky, "labels")
+    assert "has seen the images (not the labels) of 1 cases" in run(pretrained, "images")
+    # saved anew, it is another file
+    image = copy / "images" / f"other_{case}.nii.gz"
+    nib.save(nib.Nifti1Image(np.asarray(nib.load(image).dataobj) + 1, nib.load(image).affine), image)
+    assert "no image file that is held out here is among its own" in run(leaky, "changed")
 
 
 def test_images_made_otherwise_are_refused_with_both_plans(
@@ -283,7 +313,7 @@ def test_another_number_of_channels_is_adapted_only_if_asked_for(
     spread = [name for name, value in before.items() if after[f"segmenter.{name}"].shape != value.shape]
     assert spread
     log = (run / "log.txt").read_text()
-    assert "could not be checked" in log, "another data set, as far as its name tells"
+    assert "could not be checked" not in log, "nothing is held out"
     assert f"{', '.join(n.removeprefix('encoder.') for n in spread)} spread from 1 to 2 image channels" in log
     for name, value in before.items():
         found = after[f"segmenter.{name}"]

@@ -157,6 +157,14 @@ def content_hash(dataset: Dataset) -> str:
     )
 
 
+def image_hashes(cases: Iterable[Case]) -> dict[str, list[str]]:
+    """Return case -> a hash of each of its image files, read as ``content_hash`` reads them; equal files, equal hashes.
+
+    A copy is found by it under another name and in another data set, but not one that was saved anew.
+    """
+    return {case.name: sorted({hash_of(_digest(image)) for image in case.images}) for case in cases}
+
+
 def named_by(dataset: Dataset, cases: Sequence[Case]) -> Dataset:
     """Return the data set with its structures known from these cases alone, where no ``dataset.json`` names them.
 

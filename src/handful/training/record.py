@@ -13,7 +13,7 @@ import torch
 import handful
 from handful.artefacts import hash_of, hash_of_file, read_json, read_yaml
 from handful.data.cases import Case
-from handful.data.discover import content_hash
+from handful.data.discover import content_hash, image_hashes
 from handful.data.plan import Plan
 from handful.errors import UsageError
 from handful.networks.weights import read_metadata
@@ -112,14 +112,26 @@ def manifest_of(stage: Stage, data_hash: str) -> dict[str, Any]:
         "cases": _names(stage),
         "patients": {case.name: case.patient for case in everyone},
         "images": {case.name: [str(path) for path in case.images] for case in everyone},
+        "image_hashes": image_hashes(everyone),
         "labels": {case.name: str(case.label) if case.label else None for case in everyone},
     }
 
 
 def weights_header(
-    stage: Stage, plan: Plan, architecture: Mapping[str, Any], data_hash: str
+    stage: Stage, plan: Plan, architecture: Mapping[str, Any], manifest: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what is saved with the weights: enough to build their network and to prepare images for it."""
+    """Return what is saved with the weights: enough to build their network and to prepare images for it.
+
+    Args:
+        stage, plan, architecture: of the run.
+        manifest: its ``manifest_of``, as written when it started.
+    """
+    hashes = manifest.get("image_hashes", {})  # a run that an older version began has none
+
+    def files(cases: Sequence[Case]) -> set[str]:
+        return {found for case in cases for found in hashes.get(case.name, [])}
+
+    images = (*stage.selection.labelled, *stage.unlabelled)
     return {
         "format": 1,
         "version": handful.__version__,
@@ -127,12 +139,18 @@ def weights_header(
         "architecture": architecture,
         "plan": asdict(plan),
         "label_names": list(plan.label_names),
-        "data_hash": data_hash,
+        "data_hash": manifest["dataset"]["hash"],
         "data_name": stage.dataset.name,
         "labelled": _names(stage)["labelled"],
         "labels_used": _with_start(stage, "labels_used", stage.label_cases),
-        "images_used": _with_start(stage, "images_used", (*stage.selection.labelled, *stage.unlabelled)),
+        "images_used": _with_start(stage, "images_used", images),
+        "label_hashes": sorted(files(stage.label_cases) | _of_start(stage, "label_hashes")),
+        "image_hashes": sorted(files(images) | _of_start(stage, "image_hashes")),
     }
+
+
+def _of_start(stage: Stage, field: str) -> set[str]:
+    return set(read_metadata(weights_of(stage.init)).get(field, [])) if stage.init else set()
 
 
 def _with_start(stage: Stage, field: str, cases: Sequence[Case]) -> list[str]:

@@ -287,7 +287,7 @@ def run_stage(
                 with watch(folder, report, loggers=loggers) as look:
                     parts, architecture, parameters = learn(stage, plan, folder, fabric, look)
                 if first:
-                    header = weights_header(stage, plan, architecture, asked["data"]["hash"])
+                    header = weights_header(stage, plan, architecture, read_json(folder.manifest))
                     save_weights(folder.weights, parts, header)
                 fabric.barrier()  # whoever goes on finds the weights
         if first:
@@ -388,8 +388,8 @@ def learn(
 
     def snapshot(step: int, parts: Mapping[str, nn.Module]) -> None:
         if folder.writes:
-            data_hash = read_json(folder.manifest)["dataset"]["hash"]
-            save_weights(folder.snapshot(step), parts, weights_header(stage, plan, architecture, data_hash))
+            header = weights_header(stage, plan, architecture, read_json(folder.manifest))
+            save_weights(folder.snapshot(step), parts, header)
 
     def start(method: Method) -> Collection[str]:
         began = start_from(stage, method, plan)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from handful.artefacts import hash_of
+from handful.data.discover import image_hashes
 from handful.data.plan import Plan
 from handful.data.planes import STRAIGHT, in_planes
 from handful.data.sampling import Source, StoredCase
@@ -155,29 +156,43 @@ def _written(value: Any) -> str:
 
 
 def _check_cases(init: Path, metadata: Mapping[str, Any], stage: Stage) -> list[str]:
-    """Refuse weights that learned from labels held out here; say what else they have seen."""
-    if metadata.get("data_name") != stage.dataset.name:
-        return [
-            f"{init} was trained on {metadata.get('data_name')}, this run on {stage.dataset.name}: whether it has seen "
-            "a case that is held out here, or its label, could not be checked"
-        ]
-    used, seen = set(metadata.get("labels_used", [])), set(metadata.get("images_used", []))
-    aside = {case.name for case in (*stage.selection.test, *stage.validation)}
-    if used & aside:
+    """Refuse weights that learned from labels held out here; say what else they have seen.
+
+    Cases are known again by their names in the same data set, and by their image files in any.
+    """
+    aside = (*stage.selection.test, *stage.validation)
+    files, same = image_hashes(aside), metadata.get("data_name") == stage.dataset.name
+
+    def held_out(names: str, hashes: str) -> list[str]:
+        named, found = set(metadata.get(names, []) if same else ()), set(metadata.get(hashes, []))
+        return sorted(name for name, own in files.items() if name in named or found & set(own))
+
+    used, seen = held_out("labels_used", "label_hashes"), held_out("images_used", "image_hashes")
+    if used:
         raise UsageError(
-            f"--init {init}: it learned from the labels of {len(used & aside)} cases that this run holds out "
-            f"({', '.join(sorted(used & aside)[:3])}). Pre-train with the same --test, --seed and --labels."
+            f"--init {init}: it learned from the labels of {len(used)} cases that this run holds out "
+            f"({', '.join(used[:3])}). Pre-train with the same --test, --seed and --labels."
         )
     said = []
-    beyond = used - {case.name for case in stage.selection.labelled}
-    if beyond:
+    beyond = set(metadata.get("labels_used", [])) - {case.name for case in stage.selection.labelled}
+    if same and beyond:
         said.append(
             f"{init} learned from the labels of {len(beyond)} cases outside this run's budget: "
             "compare it with runs of that budget only."
         )
-    if seen & aside:
+    if seen:
         said.append(
-            f"{init} has seen the images (not the labels) of {len(seen & aside)} cases that are held out here."
+            f"{init} has seen the images (not the labels) of {len(seen)} cases that are held out here."
+        )
+    elif not same and aside:
+        known = "image_hashes" in metadata
+        said.append(
+            f"{init} was trained on {metadata.get('data_name')}, this run on {stage.dataset.name}: "
+            + (
+                "no image file that is held out here is among its own"
+                if known
+                else "whether it has seen a case that is held out here, or its label, could not be checked"
+            )
         )
     return said
 
