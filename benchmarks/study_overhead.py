@@ -10,12 +10,15 @@ Python besides. Time between a command that was stopped and the one that went on
 """
 
 import argparse
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from handful.artefacts import read_json
+from handful.studies.audit import Audit
+
+COMMANDS = ("study started", "study continued")
+"""What the log says first of each command."""
 
 
 class Spent(NamedTuple):
@@ -30,10 +33,10 @@ class Spent(NamedTuple):
 
 def spent(study: Path) -> Spent:
     """Add up the whole commands of a study: what each process was there for, and what it did."""
-    events = [json.loads(line) for line in (study / "audit.jsonl").read_text().splitlines()]
+    events = Audit(study / "audit.jsonl").read()
     for event in events:
         event["at"] = datetime.fromisoformat(event["time"]).timestamp()
-    starts = [number for number, event in enumerate(events) if event["event"] == "study started"]
+    starts = [number for number, event in enumerate(events) if event["event"] in COMMANDS]
     processes, total, busy, steps, predictions = 1, 0.0, 0.0, 0.0, 0.0
     for first, beyond in zip(starts, [*starts[1:], len(events)], strict=True):
         command, running = events[first:beyond], dict[str, float]()
